@@ -1,0 +1,127 @@
+// Blocked products: a block of data, widened and centred, against a tile of queries.
+#pragma once
+#include "field/softmax.hpp"
+
+namespace {
+
+template <class T> PFGM_INLINE T widen(float y) { return T(y); }
+template <class T> PFGM_INLINE T widen(double y) { return T(y); }
+template <class T> PFGM_INLINE T widen(uint8_t u) { return T(2 * int(u) - 255); }
+
+// Copies `rows` rows into a block of row length `ld` (zeros behind N), less `center`; squared norms too, and the largest.
+template <class T, class E>
+T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict center, T* __restrict block, int64_t ld, T* norms) {
+  T largest = 0;
+  for (int64_t j = 0; j < rows; ++j) {
+    const E* y = data + j * N;
+    T* out = block + j * ld;
+    for (int64_t n = 0; n < N; ++n) out[n] = widen<T>(y[n]) - center[n];
+    for (int64_t n = N; n < ld; ++n) out[n] = 0;
+    Vec<T> a{}, b{};
+    T rest = 0;
+    int64_t n = 0;
+    for (; n + 2 * Types<T>::W <= ld; n += 2 * Types<T>::W) {
+      const Vec<T> p = load(out + n), q = load(out + n + Types<T>::W);
+      a += p * p;
+      b += q * q;
+    }
+    for (; n < ld; ++n) rest += out[n] * out[n];
+    norms[j] = sum_of_lanes<T>(a + b) + rest;
+    largest = norms[j] > largest ? norms[j] : largest;
+  }
+  return largest;
+}
+
+constexpr int ROWS = PFGM_LANES == 16 ? 12 : 6;  // data rows in a register tile of scores
+constexpr int DEPTH = 128;                       // terms in one running sum
+
+// scores[j] (+)= sum over `depth` terms, for R rows of data; the first part starts from norms.
+template <bool products, bool first, int R, class T>
+PFGM_INLINE void score_rows(const T* panel, const T* y, int64_t ld, int64_t depth, const T* norms, T* scores) {
+  Vec<T> acc[R][GROUPS];
+  for (int j = 0; j < R; ++j)
+    for (int v = 0; v < GROUPS; ++v) acc[j][v] = Vec<T>{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> x[GROUPS];
+    for (int v = 0; v < GROUPS; ++v) x[v] = load(panel + k * QW<T> + v * Types<T>::W);
+#pragma GCC unroll 12
+    for (int j = 0; j < R; ++j) {
+      const T value = y[j * ld + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < GROUPS; ++v) {
+        if constexpr (products) acc[j][v] += x[v] * value;
+        else {
+          const Vec<T> d = x[v] - value;
+          acc[j][v] += d * d;
+        }
+      }
+    }
+  }
+  for (int j = 0; j < R; ++j)
+    for (int v = 0; v < GROUPS; ++v) {
+      T* s = scores + j * QW<T> + v * Types<T>::W;
+      if constexpr (!first) store(s, load(s) + acc[j][v]);
+      else if constexpr (products) store(s, norms[j] + acc[j][v]);
+      else store(s, acc[j][v]);
+    }
+}
+
+template <bool products, bool first, class T>
+void score_depth(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t depth, const T* norms, T* scores) {
+  int64_t j = 0;
+  for (; j + ROWS <= rows; j += ROWS)
+    score_rows<products, first, ROWS>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>);
+  for (; j < rows; ++j) score_rows<products, first, 1>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>);
+}
+
+// scores (rows, QW) = |y|^2 - 2 x.y from a panel of -2 x, or |x - y|^2.
+template <bool products, class T>
+void score_block(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t N, const T* norms, T* scores) {
+  for (int64_t k = 0; k < N; k += DEPTH) {
+    const int64_t depth = N - k < DEPTH ? N - k : DEPTH;
+    if (k) score_depth<products, false>(panel + k * QW<T>, y + k, ld, rows, depth, norms, scores);
+    else score_depth<products, true>(panel, y, ld, rows, depth, norms, scores);
+  }
+}
+
+template <class T> constexpr int QUERIES = PFGM_LANES == 16 ? 8 : Types<T>::W < 4 ? Types<T>::W : 4;  // in a register tile of sums
+
+// sums (QUERIES, V vectors) += weights of the picked rows times those rows.
+template <int V, class T>
+PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums, int64_t stride) {
+  Vec<T> acc[QUERIES<T>][V];
+  for (int q = 0; q < QUERIES<T>; ++q)
+    for (int v = 0; v < V; ++v) acc[q][v] = Vec<T>{};
+  for (int i = 0; i < count; ++i) {
+    const T* row = y + pick[i] * ld;
+    const T* w = weights + int64_t(pick[i]) * QW<T>;
+    Vec<T> values[V];
+    for (int v = 0; v < V; ++v) values[v] = load(row + v * Types<T>::W);
+#pragma GCC unroll 8
+    for (int q = 0; q < QUERIES<T>; ++q) {
+      const T one = w[q];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[q][v] += values[v] * one;
+    }
+  }
+  for (int q = 0; q < QUERIES<T>; ++q)
+    for (int v = 0; v < V; ++v) {
+      T* s = sums + q * stride + v * Types<T>::W;
+      store(s, load(s) + acc[q][v]);
+    }
+}
+
+// Adds the picked rows of a block to the sums of one group of lanes (W, ld).
+template <class T>
+void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+  constexpr int W = Types<T>::W, V = PFGM_LANES == 4 ? 2 : 3;
+  for (int q = 0; q < W; q += QUERIES<T>) {
+    int64_t n = 0;
+    for (; n + V * W <= ld && ld - n != (V + 1) * W; n += V * W)
+      sum_rows<V>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
+    for (; n + 2 * W <= ld; n += 2 * W) sum_rows<2>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
+    for (; n < ld; n += W) sum_rows<1>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
+  }
+}
+
+}  // namespace

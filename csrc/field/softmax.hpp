@@ -1,0 +1,164 @@
+// The running softmax of one tile: reference, thresholds and weights, one query in each lane.
+//
+// `score` s stands for the squared distance less the lane's constant `norm`. Three things can happen to a pair, by its score alone:
+// beyond `band` its weight is an exact zero; between `low` and `high` the score is precise enough for the sum in T; else it goes to
+// the list of delicate pairs, whose distances are taken again by differences in double (exact.hpp).
+#pragma once
+#include <cmath>
+
+#include "field/lanes.hpp"
+#include "field/sweep.hpp"
+
+namespace {
+using pfgm::Sweep;
+using pfgm::Tile;
+
+constexpr int GROUPS = 2;
+template <class T> constexpr int QW = GROUPS * Types<T>::W;  // queries in a tile
+constexpr double TOLERANCE = 1e-4;                           // error of a log weight above which a pair is delicate
+
+enum class Kernel { gauss, near_one, general, cube_root, root };  // exp; power >> 1; any; power 3/2; 2 power a small integer
+
+template <class T>
+struct Softmax {
+  alignas(64) T lowest[QW<T>];     // of all scores so far
+  alignas(64) T reference[QW<T>];  // score that the sums are relative to
+  alignas(64) T rate[QW<T>];       // 1 / (reference + norm + scale), or log2(e) / scale
+  alignas(64) T level[QW<T>];      // with log masses: log2 of the weight that the sums are relative to
+  alignas(64) T total[QW<T>];      // sum of weights
+  alignas(64) T band[QW<T>], low[QW<T>], high[QW<T>];
+  alignas(64) T constant[QW<T>];  // norm + scale
+  alignas(64) T slack[QW<T>];     // twice the error of a score
+  alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
+  double largest;                 // squared norm of data so far
+};
+
+template <class T>
+struct Shape {
+  T power;
+  int twice_power;
+  double error;  // of a product, relative to |y|^2 + 2 |x||y|; of a difference, relative to itself
+  bool products;
+};
+
+template <Kernel kernel, class T> PFGM_INLINE Vec<T> log2_weight(Vec<T> s, Vec<T> reference, Vec<T> rate, T power) {
+  if constexpr (kernel == Kernel::gauss) return (reference - s) * rate;
+  const Vec<T> u = (s - reference) * rate;
+  if constexpr (kernel == Kernel::near_one) return log2_1p_near(u) * -power;
+  return log2_1p<T>(u) * -power;
+}
+
+template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> s, Vec<T> reference, Vec<T> rate, const Shape<T>& shape) {
+  if constexpr (kernel == Kernel::cube_root || kernel == Kernel::root) {
+    Vec<T> r = rsqrt((s - reference) * rate + T(1));
+    if constexpr (kernel == Kernel::cube_root) return r * r * r;
+    Vec<T> product = broadcast(T(1));
+    for (int bit = shape.twice_power; bit; bit >>= 1) {
+      if (bit & 1) product = product * r;
+      r = r * r;
+    }
+    return product;
+  }
+  return exp2_of<T>(log2_weight<kernel, T>(s, reference, rate, shape.power));
+}
+
+// Which scores a matrix product leaves too imprecise, once the largest datum so far is known.
+template <class T> void set_precision(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, const Shape<T>& shape) {
+  for (int q = 0; q < QW<T>; ++q) {
+    const double norm = tile.norm[q], scale = tile.scale[q];
+    st.slack[q] = 0, st.low[q] = -INFINITY, st.high[q] = INFINITY;
+    if (shape.products) {
+      const double error = shape.error * (st.largest + 2 * std::sqrt(norm * st.largest));
+      const double critical = std::isinf(sweep.power) ? (error > TOLERANCE * scale ? INFINITY : -INFINITY)
+                                                      : sweep.power * error / TOLERANCE - scale;
+      if (critical > 0) st.low[q] = T(critical - norm + error);
+      st.slack[q] = T(2 * error);
+    } else {
+      const double share = TOLERANCE / shape.error / (std::isinf(sweep.power) ? 1 : sweep.power);
+      if (std::isinf(sweep.power)) st.high[q] = T(scale * share);
+      else if (share < 1) st.high[q] = T(scale * share / (1 - share));
+    }
+    if (tile.exact[q]) st.low[q] = INFINITY;
+  }
+}
+
+template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, const Shape<T>& shape) {
+  st.largest = 0;
+  for (int q = 0; q < QW<T>; ++q) {
+    const bool idle = !tile.accumulator[q].sum;
+    st.lowest[q] = st.reference[q] = Types<T>::huge;
+    st.level[q] = -Types<T>::huge;
+    st.total[q] = 0;
+    st.constant[q] = tile.exact[q] ? T(1) : T(tile.norm[q] + tile.scale[q]);
+    const double nats = sweep.negligible + sweep.log_weight_range;
+    const double reach = std::isinf(sweep.power) ? nats * tile.scale[q] : std::expm1(nats / sweep.power);
+    st.reach[q] = idle ? -INFINITY : tile.exact[q] || reach > 1e30 ? INFINITY : T(reach);
+    st.rate[q] = std::isinf(sweep.power) ? T(1.44269504088896341 / tile.scale[q]) : T(0);
+  }
+  set_precision(st, sweep, tile, shape);
+}
+
+// Takes the lowest score of a block; true if sums must be multiplied by `factor`, lane by lane.
+template <Kernel kernel, bool masses, class T>
+PFGM_INLINE bool settle(Softmax<T>& st, int at, Vec<T> lowest, T power, Vec<T>& factor) {
+  constexpr Kernel smooth = kernel == Kernel::gauss ? kernel : Kernel::general;
+  constexpr unsigned all = (1u << Types<T>::W) - 1;
+  lowest = least(load(st.lowest + at), lowest);
+  const Vec<T> before = load(st.reference + at), constant = load(st.constant + at), slack = load(st.slack + at);
+  const Vec<T> reference = least(before, greatest(lowest, load(st.low + at))), reach = load(st.reach + at);
+  store(st.lowest + at, lowest);
+  store(st.reference + at, reference);
+  if constexpr (kernel == Kernel::gauss) store(st.band + at, lowest + slack + reach);
+  else store(st.band + at, lowest + slack + (lowest + slack + constant) * reach);
+  if constexpr (kernel != Kernel::gauss) store(st.rate + at, T(1) / (reference + constant));
+  if (at_most(before, reference) == all) return false;
+  const Vec<T> moved = log2_weight<smooth, T>(before, reference, load(st.rate + at), power);
+  const auto known = before < broadcast(Types<T>::huge);
+  if constexpr (masses) {
+    store(st.level + at, load(st.level + at) + (known ? moved : Vec<T>{}));
+    return false;
+  }
+  factor = known ? exp2_of<T>(moved) : Vec<T>{};
+  const Vec<T> total = load(st.total + at);
+  store(st.total + at, total * factor);
+  return at_most(total, Vec<T>{}) != all;
+}
+
+// With log masses a_j: turns scores into log2 weights in place and moves the level up to the largest.
+template <Kernel kernel, class T>
+PFGM_INLINE bool raise_level(Softmax<T>& st, int at, T* scores, int64_t n, const T* masses, T power, Vec<T>& factor) {
+  const Vec<T> reference = load(st.reference + at), rate = load(st.rate + at), low = load(st.low + at);
+  const Vec<T> cut = least(load(st.band + at), load(st.high + at)), before = load(st.level + at);
+  Vec<T> level = before;
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> s = load(scores + j * QW<T>);
+    if (!at_most(s, cut)) continue;
+    const Vec<T> y = masses[j] + log2_weight<kernel, T>(s, reference, rate, power);
+    level = greatest(level, s <= cut && s >= low ? y : broadcast(-Types<T>::huge));
+  }
+  store(st.level + at, level);
+  factor = exp2_of<T>(before - level);
+  const Vec<T> total = load(st.total + at);
+  store(st.total + at, total * factor);
+  return at_most(level, before) != (1u << Types<T>::W) - 1;
+}
+
+// Adds what a tile has summed to its accumulators; sum(q, n) is lane q's sum in T.
+template <bool masses, class T, class Sum>
+void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, Sum sum) {
+  for (int q = 0; q < QW<T>; ++q) {
+    pfgm::Accumulator& acc = tile.accumulator[q];
+    if (!acc.sum || !(st.total[q] > 0)) continue;
+    const double rho = double(st.reference[q]) + tile.norm[q];
+    double reference = std::isinf(sweep.power) ? -rho / tile.scale[q] : -sweep.power * std::log1p(rho / tile.scale[q]);
+    if (masses) reference += st.level[q] * 0.69314718055994531 + sweep.top_log_weight;
+    const double top = reference > acc.reference ? reference : acc.reference;
+    const double keep = std::exp(acc.reference - top), share = std::exp(reference - top);
+    acc.reference = top;
+    acc.total = acc.total * keep + share * st.total[q];
+    for (int64_t n = 0; n < sweep.N; ++n) acc.sum[n] = acc.sum[n] * keep + share * double(sum(q, n));
+    st.total[q] = 0;
+  }
+}
+
+}  // namespace

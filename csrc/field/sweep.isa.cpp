@@ -1,0 +1,289 @@
+// One sweep of some tiles of queries over some rows of data; compiled once for each instruction set.
+#include <cstring>
+
+#include "field/exact.hpp"
+#include "field/products.hpp"
+#include "field/softmax.hpp"
+
+namespace {
+using pfgm::Element;
+
+constexpr int NARROW = 16;         // largest N that is held in registers
+constexpr int64_t HAND_OVER = 64;  // blocks after which sums go from T to double
+constexpr int64_t NARROW_ROWS = 128;
+
+int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
+
+template <class T> int64_t row_length(int64_t N) {
+  if (N <= NARROW) return narrow_size(N);
+  const int64_t ld = (N + Types<T>::W - 1) / Types<T>::W * Types<T>::W;
+  return ld % 256 ? ld : ld + Types<T>::W;  // rows a power of two apart share cache sets
+}
+
+template <class T> int64_t block_rows(int64_t N) {
+  if (N <= NARROW) return NARROW_ROWS;
+  const int64_t rows = (int64_t(640) << 10) / int64_t(sizeof(T)) / row_length<T>(N) / ROWS * ROWS;
+  return rows < 3 * ROWS ? 3 * ROWS : rows > 16 * ROWS ? 16 * ROWS : rows;
+}
+
+// Memory of a sweep, cut from one allocation.
+template <class T>
+struct Workspace {
+  T *center, *block, *norms, *scores, *masses, *sums;
+  double* logs;
+  int32_t *pick, *list;  // rows of the block: with weight in some lane; delicate, by lane
+  int* listed;
+  Softmax<T>* state;
+  int64_t bytes;
+
+  Workspace(int64_t N, int64_t tiles, char* base) {
+    const int64_t ld = row_length<T>(N), rows = block_rows<T>(N);
+    char* at = base;
+    auto take = [&](auto*& p, int64_t count) {
+      p = reinterpret_cast<std::remove_reference_t<decltype(p)>>(at);
+      at += (count * int64_t(sizeof(*p)) + 63) / 64 * 64;
+    };
+    take(state, tiles);
+    take(center, ld);
+    take(block, rows * ld);
+    take(norms, rows);
+    take(scores, rows * QW<T>);
+    take(masses, rows);
+    take(sums, tiles * QW<T> * ld);
+    take(logs, rows);
+    take(pick, rows);
+    take(list, rows * QW<T>);
+    take(listed, QW<T>);
+    bytes = at - base;
+  }
+};
+
+template <class T>
+struct Run {
+  const Sweep<T>& sweep;
+  Workspace<T> ws;
+  Shape<T> shape;
+  int64_t ld, rows;
+};
+
+template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
+  constexpr unsigned all = (1u << Types<T>::W) - 1;
+  return at_most(load(st.low + at), load(st.lowest + at)) != all || at_most(load(st.band + at), load(st.high + at)) != all;
+}
+
+template <class T> void list_delicate(Run<T>& run, const Softmax<T>& st, int at, int64_t n) {
+  const Vec<T> band = load(st.band + at), low = load(st.low + at), high = load(st.high + at);
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
+    unsigned bits = at_most(s, band);
+    if (bits) bits &= ~(at_most(low, s) & at_most(s, high));
+    for (; bits; bits &= bits - 1) {
+      const int q = at + __builtin_ctz(bits);
+      run.ws.list[q * run.rows + run.ws.listed[q]++] = int32_t(j);
+    }
+  }
+}
+
+// Every pair of a block whose numbers are too large for T.
+template <class T> void add_listed(Run<T>& run, const Tile<T>& tile, int64_t first);
+template <class T> void add_all(Run<T>& run, const Tile<T>& tile, int64_t first, int64_t n) {
+  for (int q = 0; q < QW<T>; ++q) {
+    run.ws.listed[q] = tile.accumulator[q].sum ? int(n) : 0;
+    for (int64_t j = 0; j < n; ++j) run.ws.list[q * run.rows + j] = int32_t(j);
+  }
+  add_listed(run, tile, first);
+}
+
+template <class T> void add_listed(Run<T>& run, const Tile<T>& tile, int64_t first) {
+  for (int q = 0; q < QW<T>; ++q) {
+    const int count = run.ws.listed[q];
+    if (!count) continue;
+    run.ws.listed[q] = 0;
+    const int32_t* pick = run.ws.list + q * run.rows;
+    switch (run.sweep.element) {
+      case Element::f32: add_exactly<T, float>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
+      case Element::f64: add_exactly<T, double>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
+      case Element::u8: add_exactly<T, uint8_t>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
+    }
+  }
+}
+
+// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero; returns their sum.
+template <Kernel kernel, bool masses, class T, class Add>
+PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, Add add) {
+  const Vec<T> reference = load(st.reference + at), rate = load(st.rate + at), low = load(st.low + at);
+  const Vec<T> cut = least(load(st.band + at), load(st.high + at)), level = load(st.level + at);
+  Vec<T> total{};
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
+    if (!(at_most(s, cut) & at_most(low, s))) continue;
+    Vec<T> w;
+    if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, reference, rate, run.shape.power) - level);
+    else w = weight<kernel, T>(s, reference, rate, run.shape);
+    w = s <= cut && s >= low ? w : Vec<T>{};
+    total += w;
+    add(j, w);
+  }
+  store(st.total + at, load(st.total + at) + total);
+}
+
+template <Kernel kernel, bool masses, class T>
+PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, int at, int64_t n, Vec<T> lowest, Vec<T>& factor) {
+  bool rescale = settle<kernel, masses, T>(st, at, lowest, run.shape.power, factor);
+  if constexpr (masses) rescale = raise_level<kernel, T>(st, at, run.ws.scores + at, n, run.ws.masses, run.shape.power, factor);
+  if (__builtin_expect(has_delicate(st, at), 0)) list_delicate(run, st, at, n);
+  return rescale;
+}
+
+template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64_t t, int64_t first, int64_t n) {
+  constexpr int W = Types<T>::W;
+  const Tile<T>& tile = run.sweep.tile[t];
+  Softmax<T>& st = run.ws.state[t];
+  T* sums = run.ws.sums + t * QW<T> * run.ld;
+  if (run.shape.products) score_block<true>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores);
+  else score_block<false>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores);
+  for (int at = 0; at < QW<T>; at += W) {
+    Vec<T> lowest = broadcast(Types<T>::huge), factor;
+    for (int64_t j = 0; j < n; ++j) lowest = least(lowest, load(run.ws.scores + j * QW<T> + at));
+    if (prepare_group<kernel, masses, T>(run, st, at, n, lowest, factor))
+      for (int q = 0; q < W; ++q)
+        if (factor[q] != 1)
+          for (T *s = sums + (at + q) * run.ld, *end = s + run.ld; s < end; s += W) store(s, load(s) * factor[q]);
+    int count = 0;
+    weigh<kernel, masses, T>(run, st, at, n, [&](int64_t j, Vec<T> w) {
+      store(run.ws.scores + j * QW<T> + at, w);
+      run.ws.pick[count++] = int32_t(j);
+    });
+    if (count) sum_block<T>(run.ws.scores + at, run.ws.pick, count, run.ws.block, run.ld, sums + at * run.ld);
+  }
+  add_listed(run, tile, first);
+}
+
+template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& run, int64_t t, int64_t first, int64_t n) {
+  constexpr int W = Types<T>::W;
+  const Tile<T>& tile = run.sweep.tile[t];
+  Softmax<T>& st = run.ws.state[t];
+  T* sums = run.ws.sums + t * QW<T> * N;
+  const T* y = run.ws.block;
+  for (int at = 0; at < QW<T>; at += W) {
+    Vec<T> x[N], lowest = broadcast(Types<T>::huge), factor, part[N];
+    for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = Vec<T>{};
+    for (int64_t j = 0; j < n; ++j) {
+      Vec<T> rho{};
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) {
+        const Vec<T> d = x[k] - y[j * N + k];
+        rho += d * d;
+      }
+      store(run.ws.scores + j * QW<T> + at, rho);
+      lowest = least(lowest, rho);
+    }
+    if (prepare_group<kernel, masses, T>(run, st, at, n, lowest, factor))
+      for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) * factor);
+    weigh<kernel, masses, T>(run, st, at, n, [&](int64_t j, Vec<T> w) {
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) part[k] += w * y[j * N + k];
+    });
+    for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
+  }
+  add_listed(run, tile, first);
+}
+
+template <class T> T pack_block(Run<T>& run, int64_t first, int64_t n) {
+  const Sweep<T>& sweep = run.sweep;
+  const int64_t N = sweep.N, ld = run.ld;
+  Workspace<T>& ws = run.ws;
+  if (sweep.log_weights)
+    for (int64_t j = 0; j < n; ++j) ws.masses[j] = T((sweep.log_weights[first + j] - sweep.top_log_weight) * 1.44269504088896341);
+  switch (sweep.element) {
+    case Element::f32: return pack(static_cast<const float*>(sweep.data) + first * N, n, N, ws.center, ws.block, ld, ws.norms);
+    case Element::f64: return pack(static_cast<const double*>(sweep.data) + first * N, n, N, ws.center, ws.block, ld, ws.norms);
+    default: return pack(static_cast<const uint8_t*>(sweep.data) + first * N, n, N, ws.center, ws.block, ld, ws.norms);
+  }
+}
+
+template <Kernel kernel, bool masses, class T> auto tile_function(int64_t N) {
+  using Function = void (*)(Run<T>&, int64_t, int64_t, int64_t);
+  if (N > NARROW) return Function(&wide_tile<kernel, masses, T>);
+  switch (narrow_size(N)) {
+    case 1: return Function(&narrow_tile<1, kernel, masses, T>);
+    case 2: return Function(&narrow_tile<2, kernel, masses, T>);
+    case 3: return Function(&narrow_tile<3, kernel, masses, T>);
+    case 4: return Function(&narrow_tile<4, kernel, masses, T>);
+    case 8: return Function(&narrow_tile<8, kernel, masses, T>);
+    default: return Function(&narrow_tile<NARROW, kernel, masses, T>);
+  }
+}
+
+template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
+  const Sweep<T>& sweep = run.sweep;
+  const auto visit = tile_function<kernel, masses, T>(sweep.N);
+  const bool narrow = sweep.N <= NARROW;
+  auto hand_over_tile = [&](int64_t t) {
+    T* sums = run.ws.sums + t * QW<T> * run.ld;
+    hand_over<masses>(run.ws.state[t], sweep, sweep.tile[t], [&](int q, int64_t n) { return narrow ? sums[n * QW<T> + q] : sums[q * run.ld + n]; });
+    std::memset(sums, 0, sizeof(T) * QW<T> * run.ld);
+  };
+  double largest = 0;
+  int64_t blocks = 0;
+  for (int64_t first = sweep.begin; first < sweep.end; first += run.rows, ++blocks) {
+    const int64_t n = sweep.end - first < run.rows ? sweep.end - first : run.rows;
+    const double here = pack_block(run, first, n);
+    const bool fits = here < Types<T>::safe;
+    const bool grew = fits && run.shape.products && here > largest;
+    if (grew) largest = here;
+    for (int64_t t = 0; t < sweep.tiles; ++t) {
+      if (grew) {
+        run.ws.state[t].largest = largest;
+        set_precision(run.ws.state[t], sweep, sweep.tile[t], run.shape);
+      }
+      if (fits) visit(run, t, first, n);
+      else add_all(run, sweep.tile[t], first, n);
+      if (blocks % HAND_OVER == HAND_OVER - 1 || first + n == sweep.end) hand_over_tile(t);
+    }
+  }
+}
+
+template <class T> bool uses_products(int64_t N) { return sizeof(T) == 4 && N > NARROW; }
+
+template <class T> void sweep_all(const Sweep<T>& sweep, void* workspace) {
+  Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N)};
+  Shape<T>& shape = run.shape;
+  shape.power = T(sweep.power);
+  shape.products = uses_products<T>(sweep.N);
+  // rounding of a running sum of DEPTH terms and of the sum of those; of a short sum of squares
+  const double depth = sweep.N < DEPTH ? double(sweep.N) : DEPTH;
+  shape.error = Types<T>::half_epsilon * (shape.products ? 2 + 0.1 * std::sqrt(depth) + 0.1 * std::sqrt(sweep.N / depth) : 3 + 0.5 * sweep.N);
+  for (int64_t n = 0; n < run.ld; ++n) run.ws.center[n] = n < sweep.N ? T(sweep.center[n]) : 0;
+  std::memset(run.ws.sums, 0, sizeof(T) * sweep.tiles * QW<T> * run.ld);
+  std::memset(run.ws.listed, 0, sizeof(int) * QW<T>);
+  for (int64_t t = 0; t < sweep.tiles; ++t) start(run.ws.state[t], sweep, sweep.tile[t], shape);
+
+  const bool masses = sweep.log_weights;
+  const double twice = 2 * sweep.power;
+  if (std::isinf(sweep.power)) return masses ? sweep_with<Kernel::gauss, true>(run) : sweep_with<Kernel::gauss, false>(run);
+  if (masses) return sweep_with<Kernel::general, true>(run);
+  if constexpr (sizeof(T) == 4) {
+    if (twice == 3) return sweep_with<Kernel::cube_root, false>(run);
+    shape.twice_power = twice <= 10 && twice == int(twice) ? int(twice) : 0;
+    if (shape.twice_power) return sweep_with<Kernel::root, false>(run);
+    if (std::expm1(sweep.negligible / sweep.power) <= 0.5) return sweep_with<Kernel::near_one, false>(run);
+  }
+  sweep_with<Kernel::general, false>(run);
+}
+
+template <class T> int64_t workspace_bytes(int64_t N, int64_t tiles) { return Workspace<T>(N, tiles, nullptr).bytes; }
+
+template <class T> constexpr pfgm::Kernels<T> kernels() { return {QW<T>, &uses_products<T>, &workspace_bytes<T>, &sweep_all<T>}; }
+
+}  // namespace
+
+#define PFGM_JOIN(a, b) a##b
+#define PFGM_NAME(a, b) PFGM_JOIN(a, b)
+#define PFGM_STRING(a) #a
+#define PFGM_TEXT(a) PFGM_STRING(a)
+
+namespace pfgm {
+extern const InstructionSet PFGM_NAME(instruction_set_, PFGM_ISA);
+const InstructionSet PFGM_NAME(instruction_set_, PFGM_ISA) = {PFGM_TEXT(PFGM_ISA), kernels<float>(), kernels<double>()};
+}  // namespace pfgm

@@ -1,0 +1,258 @@
+"""The empirical field of a data set: thin functions, in the field's words, over the one operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import _checks, operator, reference
+
+PRECISIONS = ("highest", "high")
+
+
+class EmpiricalField:
+    """The Poisson or diffusion field of a data set, as an exact denoiser.
+
+    PFGM (arXiv 2209.11178) sees the data as charges on a plane of an (N + D)-dimensional space, PFGM++ (arXiv 2302.04265) for any
+    D: D = 1 is PFGM, D = math.inf diffusion. Called as `field(x, sigma)` it is the denoiser of EDM's convention,
+    E[y | x, sigma] = sum_j w_j y_j with w_j proportional to exp(a_j) (1 + |x - y_j|^2 / (D sigma^2))^(-(N + D)/2).
+
+    Every method takes x as (B, N) or (B, *data), whatever the shape of the field's data if N agrees, and sigma > 0 in data units as a
+    number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
+
+    Args:
+        data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit in memory.
+        D: augmented dimension, a float > 0 or math.inf.
+        labels: (M,) int64 >= 0, the class of each datum.
+        log_weights: (M,) floating, the log mass a_j of each datum; default 0.
+        precision: "highest" (float32-accurate log weights) or "high" (TF32-class where that is faster).
+        backend: "auto" or a name in pf.info().backends.
+        device: where the data goes; default: where it is.
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        D: float,
+        *,
+        labels: Tensor | None = None,
+        log_weights: Tensor | None = None,
+        precision: str = "highest",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+    ) -> None:
+        _checks.tensor("data", data, (*_checks.FLOATING, torch.uint8))
+        _checks.no_grad_needed("data", data)
+        if data.ndim < 2 or data.numel() == 0:
+            raise ValueError(f"data must be (M, *data) with at least one datum and N >= 1, got shape {tuple(data.shape)}")
+        _checks.finite("data", data)
+        self.D = _checks.augmented_dimension(D)
+        self.precision = _checks.choice("precision", precision, PRECISIONS)
+        self.device = data.device if device is None else torch.device(device)
+        self.backend = operator.choose(backend, self.device)
+        self.shape = tuple(data.shape[1:])
+        self.dtype = data.dtype
+        M = len(data)
+        flat = data.detach().reshape(M, -1).to(self.device)
+        if flat.dtype in (torch.float16, torch.bfloat16):
+            flat = flat.float()
+        self.N = flat.shape[1]
+        self._log_weights = None if log_weights is None else _log_weights(log_weights, M).to(self.device)
+        self._order = self._classes = None
+        if labels is not None:
+            labels = _labels("labels", labels, M, lowest=0).to(self.device)
+            self._order = torch.argsort(labels, stable=True)
+            self._classes, counts = torch.unique(labels, return_counts=True)
+            self._bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            flat = flat[self._order]
+            if self._log_weights is not None:
+                self._log_weights = self._log_weights[self._order]
+        self._data = flat.contiguous()
+        self._center = operator.center_of(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        kind = _checks.short(self.dtype)
+        return f"EmpiricalField(M={len(self)}, shape={self.shape}, D={self.D:g}, dtype={kind}, backend={self.backend!r})"
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """Posterior mean E[y | x, sigma], like x: the ideal denoiser and PFGM++'s stable target (2302.04265, section 3).
+
+        Args:
+            labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
+        """
+        query, scale = self._query(x, sigma)
+        mean, _ = self._posterior(query, scale, self._power, labels)
+        return mean.reshape(x.shape).to(x.dtype)
+
+    def poisson_field(self, x: Tensor, sigma: float | Tensor, gamma: float = 0.0, labels: Tensor | None = None) -> Tensor:
+        """PFGM's normalised field (B, N + 1): -sqrt(N) (x - x_hat, r) / (|(x - x_hat, r)| + gamma), r = sigma sqrt(D).
+
+        The training target of 2209.11178, section 3.2. D = inf, where r is infinite, is a ValueError.
+        """
+        gamma = _checks.number("gamma", gamma, at_least=0)
+        if math.isinf(self.D):
+            raise ValueError("D must be finite for the Poisson field, got inf: r = sigma sqrt(D) is infinite")
+        query, scale = self._query(x, sigma)
+        mean, _ = self._posterior(query, scale, self._power, labels)
+        vector = torch.cat([query - mean, scale.sqrt().to(query.dtype)[:, None]], 1)
+        return (-math.sqrt(self.N) * vector / (vector.norm(dim=1, keepdim=True) + gamma)).to(x.dtype)
+
+    def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Log density (B,) in nats of the data smoothed by the perturbation kernel: Student-t with D degrees of freedom."""
+        query, scale = self._query(x, sigma)
+        _, log_sum = self._posterior(query, scale, self._power)
+        masses = math.log(len(self)) if self._log_weights is None else self._log_weights.logsumexp(0)
+        log_norm = -self.N / 2 * torch.log(math.pi * scale) + _log_gamma_ratio(self.N, self.D)
+        return (log_sum - masses + log_norm).to(x.dtype)
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Gradient of the log density with respect to x, like x: -sum_j w_j c_j (x - y_j)."""
+        query, scale = self._query(x, sigma)
+        mean, log_sum = self._posterior(query, scale, self._power)
+        if math.isinf(self.D):
+            factor = 2 / scale
+        else:  # w_j c_j is the weight of the same kernel with its power raised by one
+            mean, raised = self._posterior(query, scale, self._power + 1)
+            factor = 2 * self._power / scale * torch.exp(raised - log_sum)
+        return (factor[:, None] * (mean - query)).to(x.dtype).reshape(x.shape)
+
+    def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes."""
+        query, scale = self._query(x, sigma)
+        result = reference.divergence(query, scale, self._data, self._center, self._log_weights, None, self._power)
+        return result.to(x.dtype)
+
+    def top_weights(self, x: Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest posterior weights of each row, largest first, and the indices of their data: (B, k) and (B, k) int64."""
+        k = _checks.integer("k", k, at_least=1)
+        if k > len(self):
+            raise ValueError(f"k must be at most the {len(self)} data, got {k}")
+        query, scale = self._query(x, sigma)
+        weights, indices = reference.top_weights(query, scale, self._data, self._center, self._log_weights, self._power, k)
+        return weights.to(x.dtype), indices if self._order is None else self._order[indices]
+
+    def effective_sample_size(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """1 / sum_j w_j^2 (B,): the number of data that share the posterior, between 1 and M."""
+        query, scale = self._query(x, sigma)
+        _, log_sum = self._posterior(query, scale, self._power)
+        # sum of exp(2 l): the same kernel with twice the power, or half the scale, and twice the log masses
+        twice = None if self._log_weights is None else 2 * self._log_weights
+        if math.isinf(self.D):
+            _, squares = self._run(query, scale / 2, twice, None, self._power)
+        else:
+            _, squares = self._run(query, scale, twice, None, 2 * self._power)
+        return torch.exp(2 * log_sum - squares).to(x.dtype)
+
+    @property
+    def _power(self) -> float:
+        return (self.N + self.D) / 2
+
+    def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Checked queries (B, N) in the compute dtype and the scale of the kernel (B,): D sigma^2, or 2 sigma^2 for D = inf."""
+        _checks.tensor("x", x)
+        _checks.no_grad_needed("x", x)
+        if x.device != self._data.device:
+            raise ValueError(f"x must be on {self._data.device} like the data, got {x.device}")
+        if x.ndim < 2 or x[0:1].numel() // max(1, min(1, len(x))) != self.N * min(1, len(x)):
+            raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
+        _checks.finite("x", x)
+        level = _checks.noise_level(sigma, x)
+        wide = torch.float64 in (x.dtype, self._data.dtype)
+        query = x.detach().reshape(len(x), self.N).to(torch.float64 if wide else torch.float32).contiguous()
+        level = torch.where(level > 0, level, math.nan)
+        return query, (2.0 if math.isinf(self.D) else self.D) * level**2
+
+    def _posterior(
+        self, query: Tensor, scale: Tensor, power: float, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._run(query, scale, self._log_weights, self._segments(labels, len(query)), power)
+
+    def _run(
+        self, query: Tensor, scale: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+    ) -> tuple[Tensor, Tensor]:
+        return operator.posterior(query, scale, self._data, self._center, log_weights, segments, power, self.backend)
+
+    def _segments(self, labels: Tensor | None, B: int) -> Tensor | None:
+        """The range of the sorted data that each row sees (B, 2); an unknown class sees none."""
+        if labels is None:
+            return None
+        if self._classes is None:
+            raise ValueError("labels came with the query, but the field has none: EmpiricalField(data, D, labels=...)")
+        labels = _labels("labels", labels, B, lowest=-1)
+        if labels.device != self._data.device:
+            raise ValueError(f"labels must be on {self._data.device} like the data, got {labels.device}")
+        place = torch.searchsorted(self._classes, labels).clamp_max(len(self._classes) - 1)
+        known = self._classes[place] == labels
+        if _checks.readable(labels) and not bool((known | (labels == -1)).all()):
+            unknown = labels[~(known | (labels == -1))][0].item()
+            raise ValueError(f"labels must be -1 or a class of the data, got {unknown}; known: {_listed(self._classes)}")
+        segment = torch.stack([self._bounds[place], self._bounds[place + 1]], 1) * known[:, None]
+        return torch.where((labels == -1)[:, None], segment.new_tensor([0, len(self)]), segment)
+
+
+def posterior_mean(
+    x: Tensor,
+    sigma: float | Tensor,
+    data: Tensor,
+    D: float,
+    *,
+    log_weights: Tensor | None = None,
+    precision: str = "highest",
+    backend: str = "auto",
+) -> Tensor:
+    """Posterior mean of a data set, like x: `EmpiricalField(data, D, ...)(x, sigma)` for data that is used once."""
+    return EmpiricalField(data, D, log_weights=log_weights, precision=precision, backend=backend)(x, sigma)
+
+
+def log_density(
+    x: Tensor,
+    sigma: float | Tensor,
+    data: Tensor,
+    D: float,
+    *,
+    log_weights: Tensor | None = None,
+    precision: str = "highest",
+    backend: str = "auto",
+) -> Tensor:
+    """Log density (B,) in nats of the smoothed data: `EmpiricalField(data, D, ...).log_density(x, sigma)`."""
+    return EmpiricalField(data, D, log_weights=log_weights, precision=precision, backend=backend).log_density(x, sigma)
+
+
+def _log_weights(log_weights: Tensor, M: int) -> Tensor:
+    _checks.tensor("log_weights", log_weights)
+    _checks.no_grad_needed("log_weights", log_weights)
+    if tuple(log_weights.shape) != (M,):
+        raise ValueError(f"log_weights must be ({M},), one for each datum, got {tuple(log_weights.shape)}")
+    _checks.finite("log_weights", log_weights)
+    return log_weights.detach().to(torch.float64)
+
+
+def _labels(name: str, labels: Tensor, count: int, lowest: int) -> Tensor:
+    _checks.tensor(name, labels, (torch.int64,))
+    if tuple(labels.shape) != (count,):
+        raise ValueError(f"{name} must be ({count},), one for each row, got {tuple(labels.shape)}")
+    if _checks.readable(labels) and count and int(labels.min()) < lowest:
+        raise ValueError(f"{name} must be >= {lowest}, got {int(labels.min())}")
+    return labels
+
+
+def _listed(classes: Tensor) -> str:
+    shown = ", ".join(str(c) for c in classes[:10].tolist())
+    return shown + (", ..." if len(classes) > 10 else "")
+
+
+def _log_gamma_ratio(N: int, D: float) -> float:
+    """lnGamma((N + D)/2) - lnGamma(D/2), for D = inf with its divergent part (D/2)^(N/2) removed as scale does: 0."""
+    if math.isinf(D):
+        return 0.0
+    h, a = N / 2, D / 2
+    if D < 1e10:
+        return math.lgamma(a + h) - math.lgamma(a)
+    return h * math.log(a) + h * (h - 1) / (2 * a)

@@ -1,0 +1,118 @@
+"""The family's noise: the multivariate Student-t kernel of PFGM++ (Xu et al. 2023) around data, and around 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, philox
+
+
+def perturb(
+    y: Tensor,
+    sigma: float | Tensor,
+    D: float,
+    *,
+    seeds: Sequence[int] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws x from the perturbation kernel p(x | y), the Student-t with D degrees of freedom, location y, scale sigma:
+
+        x = y + sigma * g * sqrt(D / X),  g ~ N(0, I_N),  X ~ chi-squared(D)         (D = inf: x = y + sigma g)
+
+    which is r**2 * beta / (1 - beta), beta ~ Beta(N/2, D/2), for the squared radius, in a uniform direction (PFGM++,
+    section 3.1 and appendix B). X is one number a row. Gradients flow to y.
+
+    Args:
+        y: (B, *data), float16, bfloat16, float32 or float64, in data units.
+        sigma: noise level > 0: a number, 0-d, (B,) or (B, 1, ..., 1).
+        D: augmented dimension > 0, or math.inf.
+        seeds: one 64-bit integer a row, or an int64 tensor (B,): a row depends on its own seed, never on the batch.
+        generator: draws the seeds instead; without either, torch's default generator of y's device does.
+
+    Returns:
+        x like y, computed in float64 if y is float64, else in float32. Where a small D throws x beyond the range of the
+        dtype the value is infinite.
+
+    Raises:
+        TypeError: y not a floating tensor; seeds not integers.
+        ValueError: y not finite or not (B, *data); sigma, D out of range; seeds of another length or with a generator.
+    """
+    _check_data(y)
+    noise = _student_t(y.shape, y.device, y.dtype, _checks.noise_level(sigma, y), D, seeds, generator)
+    return (y + noise).to(y.dtype)
+
+
+def prior(
+    shape: Sequence[int],
+    sigma_max: float | Tensor,
+    D: float,
+    *,
+    seeds: Sequence[int] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Draws the state at sigma_max, in data units: the kernel of `perturb` with y = 0, and the same numbers.
+
+    Args:
+        shape: (B, *data).
+        sigma_max: noise level > 0: a number, 0-d, (B,) or (B, 1, ..., 1).
+        D: augmented dimension > 0, or math.inf.
+        seeds, generator: as for `perturb`.
+        device: where to draw; by default that of the generator, else of seeds, else the CPU.
+        dtype: floating dtype of the result; by default torch.get_default_dtype().
+
+    Returns:
+        x of the shape, device and dtype asked for.
+
+    Raises:
+        TypeError, ValueError: as `perturb`; ValueError for a shape without data dimensions or with a negative one.
+    """
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be a sequence of integers (B, *data), got {type(shape).__name__}")
+    sizes = torch.Size([_checks.integer(f"shape[{i}]", size, at_least=0) for i, size in enumerate(shape)])
+    if len(sizes) < 2:
+        raise ValueError(f"shape must be (B, *data), got {tuple(sizes)}")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in _checks.FLOATING:
+        raise TypeError(f"dtype must be {' or '.join(map(_checks.short, _checks.FLOATING))}, got {dtype}")
+    if device is None:
+        source = seeds if generator is None else generator
+        device = source.device if isinstance(source, (torch.Generator, Tensor)) else "cpu"
+    if not isinstance(sigma_max, Tensor):
+        sigma_max = _checks.number("sigma_max", sigma_max, above=0)
+    place = torch.empty(sizes[0], 0, device=device)
+    levels = _checks.noise_level(sigma_max, place)
+    return _student_t(sizes, place.device, dtype, levels, D, seeds, generator).to(dtype)
+
+
+def _check_data(y: Any) -> None:
+    if isinstance(y, Tensor) and y.dtype == torch.uint8:
+        raise TypeError("y must be floating, got uint8: convert images by (2 * y.float() - 255) / 255")
+    _checks.tensor("y", y)
+    if y.ndim < 2:
+        raise ValueError(f"y must be (B, *data), got shape {tuple(y.shape)}")
+    _checks.finite("y", y)
+
+
+def _student_t(
+    shape: torch.Size,
+    device: torch.device,
+    dtype: torch.dtype,
+    sigma: Tensor,
+    D: Any,
+    seeds: Any,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """sigma * g * sqrt(D / X) of the given shape, in float64 if `dtype` is float64, else in float32."""
+    D = _checks.augmented_dimension(D)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    keys = philox.row_seeds(shape[0], seeds, generator, device)
+    g = philox.normals(keys, math.prod(shape[1:]), compute)
+    scale = sigma * (-0.5 * philox.log_chi2_over_D(keys, D)).exp() if D < math.inf else sigma
+    return g.mul_(scale.to(compute)[:, None]).view(shape)

@@ -1,0 +1,135 @@
+"""The one operator of the library: posterior mean and log-sum-exp of a data set, in one reduction.
+
+PFGM's and PFGM++'s targets (arXiv 2209.11178, 2302.04265), the stable target and the ideal denoiser are all
+
+    log weight  l_ij = a_j - power * log1p(rho_ij / scale_i)      (power finite)
+                l_ij = a_j - rho_ij / scale_i                     (power = inf)
+    x_hat_i = sum_j softmax_j(l_ij) y_j,     L_i = logsumexp_j l_ij,     rho_ij = |x_i - y_j|^2
+
+with power = (N + D)/2 and scale = D sigma^2; for D = inf, power = inf and scale = 2 sigma^2. It is registered as
+torch.ops.pfgm_fast.posterior, so that torch.compile and fake tensors know it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import _checks
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of the operator: the module `name` with unavailable(), supports(device) and posterior(...)."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run here, or None if it can."""
+        return importlib.import_module(self.name).unavailable()  # type: ignore[no-any-return]
+
+    def refuses(self, device: torch.device) -> str | None:
+        """Why this backend cannot serve tensors on `device`, or None if it can."""
+        why = self.unavailable()
+        if why is None and not importlib.import_module(self.name).supports(device):
+            why = f"it does not serve {device.type} tensors"
+        return why
+
+
+# Where a new backend joins; "auto" takes the first that can run.
+BACKENDS: dict[str, Backend] = {
+    "native": Backend("pfgm_fast.native"),
+    "torch": Backend("pfgm_fast.reference"),
+}
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """The name of the backend that will run: `backend` itself, or for "auto" the first that can."""
+    if backend == "auto":
+        return next(name for name, candidate in BACKENDS.items() if candidate.refuses(device) is None)
+    _checks.choice("backend", backend, ("auto", *BACKENDS))
+    why = BACKENDS[backend].refuses(device)
+    if why is not None:
+        raise ValueError(f"backend {backend!r} cannot run: {why}")
+    return backend
+
+
+def posterior(
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The registered operator; nothing is checked here.
+
+    Args:
+        x: queries (B, N), float32 or float64, contiguous.
+        scale: (B,) float64, D sigma^2 or 2 sigma^2.
+        data: (M, N) float32, float64 or uint8 (pixel u stands for (2u - 255)/255), contiguous.
+        center: (N,) float64, any point amid the data as `center_of` gives it.
+        log_weights: (M,) float64, the a_j, or None for 0.
+        segments: (B, 2) int64, the half-open range of data that each row sees, or None for all.
+        power: (N + D)/2 or inf.
+        backend: a name in BACKENDS.
+    Returns:
+        x_hat (B, N) in the dtype of x, and L (B,) in float64. A row with NaN, scale <= 0 or an empty segment is NaN.
+    """
+    mean, log_sum = torch.ops.pfgm_fast.posterior(x, scale, data, center, log_weights, segments, power, backend)
+    return mean, log_sum
+
+
+def center_of(data: Tensor) -> Tensor:
+    """A point amid the data (N,) float64, from at most 1024 evenly spaced rows; for 8-bit data in whole units of 1/255.
+
+    Distances do not depend on it, only their rounding does: the nearer to the mean, the better.
+    """
+    step = max(1, len(data) // 1024)
+    sample = data[::step].to(torch.float64)
+    if data.dtype == torch.uint8:
+        return torch.round(2 * sample.mean(0) - 255)
+    return sample.mean(0)
+
+
+_library = torch.library.Library("pfgm_fast", "DEF")
+_library.define(
+    "posterior(Tensor x, Tensor scale, Tensor data, Tensor center, Tensor? log_weights, Tensor? segments, float power, "
+    "str backend) -> (Tensor, Tensor)"
+)
+
+
+def _run(
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    module = importlib.import_module(BACKENDS[backend].name)
+    return module.posterior(x, scale, data, center, log_weights, segments, power)  # type: ignore[no-any-return]
+
+
+_library.impl("posterior", _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pfgm_fast::posterior", lib=_library)
+def _fake(
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(scale)

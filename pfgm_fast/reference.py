@@ -1,0 +1,194 @@
+"""The operator in plain PyTorch: the readable truth, on every device and in every dtype.
+
+Log weights come from one matrix product on centred data. Its rounding error in a squared distance, divided by the width of the
+kernel, is the error of a log weight: harmless at large sigma, ruinous between near-duplicates at small sigma. So the pairs that
+matter, and only those, get their distance again by differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PAIRS = 1 << 20  # elements of a (rows, M) temporary
+TOLERANCE = 1e-4  # error of a log weight above which a pair is evaluated by differences
+NEGLIGIBLE = 40.0  # nats below the largest log weight at which a pair needs no care
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(device: torch.device) -> bool:
+    return True
+
+
+class Logits(NamedTuple):
+    """Log weights (b, M) of some rows, up to the row's constant `offset` (b,), which is kept in float64."""
+
+    relative: Tensor
+    offset: Tensor
+
+
+def posterior(
+    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    means, log_sums = [torch.empty_like(x[:0])], [scale[:0]]
+    for rows in row_chunks(len(x), len(data)):
+        relative, offset = logits(x[rows], scale[rows], data, center, log_weights, _of(segments, rows), power)
+        log_sum = torch.logsumexp(relative, 1, keepdim=True)
+        means.append(average(torch.exp(relative - log_sum), data, center))
+        log_sums.append(offset + log_sum.squeeze(1))
+    return torch.cat(means), torch.cat(log_sums)
+
+
+def divergence(
+    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+) -> Tensor:
+    """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
+
+    The sums cancel to all digits of float32, so this one is always computed in float64.
+    """
+    x, unit = x.to(scale.dtype), pixel_unit(data)
+    parts = [scale[:0]]
+    for rows in row_chunks(len(x), len(data)):
+        xr, sr = x[rows], scale[rows]
+        weights = torch.softmax(logits(xr, sr, data, center, log_weights, _of(segments, rows), power).relative, 1)
+        x_hat = average(weights, data, center)
+        a, b = xr * unit - center, x_hat * unit - center
+        total = torch.zeros_like(sr)
+        for cols, y in blocks(data, center, x.dtype):
+            rho = squared_norm(y) - 2 * a @ y.T + squared_norm(a)[:, None]
+            product = squared_norm(y) - (a + b) @ y.T + (a * b).sum(1, keepdim=True)
+            total += (weights[:, cols] * product * curvature(rho, sr[:, None] * unit**2, power)).sum(1)
+        parts.append(total)
+    return torch.cat(parts)
+
+
+def top_weights(
+    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, power: float, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
+    weights, indices = [x[:0, :0].expand(0, k)], [torch.empty(0, k, dtype=torch.int64, device=x.device)]
+    for rows in row_chunks(len(x), len(data)):
+        relative = logits(x[rows], scale[rows], data, center, log_weights, None, power).relative
+        top = torch.softmax(relative, 1).topk(k, 1)
+        weights.append(top.values)
+        indices.append(top.indices)
+    return torch.cat(weights), torch.cat(indices)
+
+
+def logits(
+    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+) -> Logits:
+    """Log weights of every pair, accurate to about `TOLERANCE` wherever a weight is not negligible."""
+    unit = pixel_unit(data)
+    x, scale = x * unit, scale[:, None] * unit**2
+    a = x - center.to(x.dtype)
+    shifted = x.new_empty(len(x), len(data))  # |y|^2 - 2 x.y: the squared distance less |x|^2
+    largest = x.new_zeros(())
+    for cols, y in blocks(data, center, x.dtype):
+        norms = squared_norm(y)
+        shifted[:, cols] = torch.addmm(norms, a, y.T, alpha=-2)
+        largest = torch.maximum(largest, norms.max())
+    prior = x.new_zeros(1, 1) if log_weights is None else log_weights[None].to(scale.dtype)
+    if segments is not None:
+        column = torch.arange(len(data), device=x.device)
+        outside = (column < segments[:, :1]) | (column >= segments[:, 1:])
+        prior = torch.where(outside, -math.inf, prior)
+
+    norm = squared_norm(a.to(scale.dtype))[:, None]
+    error = product_error(norm, largest, x.dtype, x.shape[1])
+    near = shifted.min(1, keepdim=True)
+    rho = (near.values.to(scale.dtype) + norm).clamp_min(0)
+    delta = shifted - near.values
+    pairs = _delicate(delta, rho, scale, error, prior, power).nonzero(as_tuple=True)
+    if len(pairs[0]):
+        exact = _distances(x, data, pairs, scale.dtype)
+        closest = torch.full_like(rho[:, 0], math.inf).scatter_reduce(0, pairs[0], exact, "amin")[:, None]
+        rho = torch.where(closest.isfinite(), closest, rho)
+        delta[pairs] = (exact - rho[pairs[0], 0]).to(x.dtype)
+    # a row's constant stays apart in float64: only differences among contenders are kept in the compute dtype
+    kernel = -delta / scale.to(x.dtype) if math.isinf(power) else -power * torch.log1p(delta / (rho + scale).to(x.dtype))
+    offset = -rho / scale if math.isinf(power) else -power * torch.log1p(rho / scale)
+    top = prior.amax(1, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return Logits(kernel + (prior - top).to(x.dtype), (offset + top)[:, 0])
+
+
+def product_error(norm: Tensor, largest: Tensor, dtype: torch.dtype, N: int) -> Tensor:
+    """Bound on the rounding error of a squared distance that was formed by a matrix product."""
+    growth = 2 + 0.05 * math.sqrt(N)  # partial sums of a dot product; measured on correlated images, with a margin
+    return torch.finfo(dtype).eps / 2 * growth * (largest + 2 * (norm * largest).sqrt())
+
+
+def curvature(rho: Tensor, scale: Tensor, power: float) -> Tensor:
+    """c_ij = -2 d(log weight)/d(rho): (N + D)/(D sigma^2 + rho), or 1/sigma^2."""
+    return 2 / scale if math.isinf(power) else 2 * power / (scale + rho)
+
+
+def _delicate(delta: Tensor, rho: Tensor, scale: Tensor, error: Tensor, prior: Tensor, power: float) -> Tensor:
+    """The pairs whose log weight may be wrong by more than TOLERANCE and that may hold weight: (b, M) bool."""
+
+    def log_weight(distance: Tensor) -> Tensor:
+        distance = distance.clamp_min(0)
+        return prior - (distance / scale if math.isinf(power) else power * torch.log1p(distance / scale))
+
+    distance = delta + rho
+    lowest = log_weight(distance + error).amax(1, keepdim=True)
+    contends = log_weight(distance - error) >= lowest - NEGLIGIBLE
+    closest = (distance - error).clamp_min(0)
+    return contends & (error * curvature(closest, scale, power) / 2 > TOLERANCE)
+
+
+def _distances(x: Tensor, data: Tensor, pairs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """Squared distance of each pair (row, column) by differences in `dtype`, in the units of `blocks`."""
+    step = max(1, PAIRS // max(1, x.shape[1]))
+    parts = [
+        squared_norm(x[i].to(dtype) - raw(data[j], dtype)) for i, j in zip(*(p.split(step) for p in pairs), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def average(weights: Tensor, data: Tensor, center: Tensor) -> Tensor:
+    """weights @ data, block by block, in data units."""
+    total = weights.new_zeros(len(weights), data.shape[1])
+    for cols, y in blocks(data, center, weights.dtype):
+        total.addmm_(weights[:, cols], y)
+    return ((total + center * weights.sum(1, keepdim=True)) / pixel_unit(data)).to(weights.dtype)
+
+
+def blocks(data: Tensor, center: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The data less its centre, widened to `dtype` block by block; 8-bit data in whole units of 1/255."""
+    rows = max(1, PAIRS // max(1, data.shape[1]))
+    for start in range(0, len(data), rows):
+        part = slice(start, start + rows)
+        yield part, raw(data[part], dtype) - center.to(dtype)
+
+
+def raw(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Data in `dtype`; a pixel u is 2u - 255, so that it stays a whole number."""
+    return 2 * data.to(dtype) - 255 if data.dtype == torch.uint8 else data.to(dtype)
+
+
+def pixel_unit(data: Tensor) -> float:
+    """Units of `raw` in one unit of the data."""
+    return 255.0 if data.dtype == torch.uint8 else 1.0
+
+
+def squared_norm(t: Tensor) -> Tensor:
+    return (t * t).sum(1)
+
+
+def row_chunks(B: int, M: int) -> Iterator[slice]:
+    step = max(1, PAIRS // max(1, M))
+    return (slice(start, start + step) for start in range(0, B, step))
+
+
+def _of(segments: Tensor | None, rows: slice) -> Tensor | None:
+    return None if segments is None else segments[rows]

@@ -1,0 +1,64 @@
+"""Fixtures: the CPU backends, and memory that is poison until written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pfgm_fast import operator
+
+CPU_BACKENDS = ("torch", "native")
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each CPU backend in turn; one that cannot run here is skipped, or fails where the build was asked for by PFGM_EXT=on."""
+    return available(request.param)
+
+
+@pytest.fixture
+def native() -> str:
+    return available("native")
+
+
+def available(name: str) -> str:
+    why = operator.BACKENDS[name].refuses(torch.device("cpu"))
+    if why is not None:
+        (pytest.fail if os.environ.get("PFGM_EXT") == "on" else pytest.skip)(f"backend {name!r} cannot run: {why}")
+    return name
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, NDArray[Any]]]:
+    """Reads a file of outputs of the original systems by name."""
+
+    def read(name: str) -> dict[str, NDArray[Any]]:
+        with np.load(Path(__file__).parent / "data" / f"{name}.npz") as archive:
+            return dict(archive)
+
+    return read
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Uninitialised tensors hold NaN, or the largest integer, so that reading one before writing it shows."""
+
+    def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor.fill_(float("nan"))
+            return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
+
+        return wrapper
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+    yield

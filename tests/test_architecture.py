@@ -1,0 +1,130 @@
+"""Rules about the code as a whole: who imports whom, what an import loads, what a public name owes its user."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pfgm_fast
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pfgm_fast"
+
+# A module imports only modules of rows above its own.
+LAYERS = (
+    ("_version", "_checks", "_extension", "solution"),
+    ("philox", "schedule"),
+    ("reference", "native", "kernels", "noise", "fixed_step", "runge_kutta"),
+    ("operator", "sampling"),
+    ("field", "_info"),
+    ("__init__",),
+    ("demo",),
+    ("cli",),
+)
+LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row}
+FREE_OF_FIELDS = ("solution", "schedule", "fixed_step", "runge_kutta", "sampling")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The modules of pfgm_fast that a file imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or (node.level == 1 and path.parent == PACKAGE), f"{path.name} line {node.lineno}"
+            parts = ["pfgm_fast"] * node.level + ([node.module] if node.module else [])
+            names = [".".join([*parts, alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "pfgm_fast":
+                module = rest.partition(".")[0]
+                yield module if module in LAYER or module == "_C" else "__init__"
+
+
+def modules() -> list[Path]:
+    return sorted([*PACKAGE.glob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+
+
+def module_of(path: Path) -> str:
+    return path.stem if path.parent == PACKAGE else "kernels"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    module = module_of(path)
+    assert module in LAYER, f"{path.name} has no place in LAYERS"
+    for imported in imports_of(path):
+        if imported == "_C":
+            assert module in ("native", "_info"), f"{module} must reach the extension through pfgm_fast.native"
+        elif not (module == imported == "kernels"):
+            assert LAYER[imported] < LAYER[module], f"{module} must not import {imported}"
+
+
+@pytest.mark.parametrize("module", FREE_OF_FIELDS)
+def test_solvers_know_no_field(module: str) -> None:
+    assert not {"operator", "field", "reference", "native"} & set(imports_of(PACKAGE / f"{module}.py"))
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import pfgm_fast
+heavy = {"triton", "pfgm_fast._C", "pfgm_fast.kernels", "matplotlib", "sklearn", "scipy"}
+print(sorted((set(sys.modules) - before) & heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+def public_callables() -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in pfgm_fast.__all__:
+        value = getattr(pfgm_fast, name)
+        if not callable(value):
+            continue
+        found[name] = value
+        if inspect.isclass(value) and value.__module__.startswith("pfgm_fast"):
+            members = {key: member for key, member in vars(value).items() if inspect.isfunction(member)}
+            generated = {key for key, member in members.items() if member.__code__.co_filename.startswith("<")}
+            public = {key for key in members if not key.startswith("_") or key == "__call__"} - generated
+            found.update({f"{name}.{key}": members[key] for key in public})
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), sorted(public_callables().items()))
+def test_public_callables_are_documented_and_typed(name: str, value: object) -> None:
+    doc = inspect.getdoc(value)
+    assert doc, f"{name} has no docstring"
+    assert not doc.startswith(f"{name}("), f"{name} has only the docstring that dataclass or NamedTuple generates"
+    function = vars(value).get("__init__") if inspect.isclass(value) else value
+    if not inspect.isfunction(function):
+        return
+    annotations = inspect.get_annotations(function)
+    missing = [key for key in inspect.signature(function).parameters if key not in (*annotations, "self", "cls")]
+    assert not missing, f"{name}: {missing} have no type"
+    assert inspect.isclass(value) or "return" in annotations, f"{name} has no return type"
+
+
+def test_version_stands_in_one_place() -> None:
+    version = pfgm_fast.__version__
+    assert f'"{version}"' in (PACKAGE / "_version.py").read_text()
+    sources = [*modules(), ROOT / "setup.py", ROOT / "pyproject.toml", *(ROOT / "csrc").rglob("*.*pp")]
+    repeated = [path.name for path in sources if version in path.read_text() and path.name != "_version.py"]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("folder", ["pfgm_fast", "kernels", "csrc", "tests", "benchmarks"])
+def test_files_stay_readable(folder: str) -> None:
+    sources = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cpp", ".hpp", ".cu", ".cuh")]
+    long = {path.name: lines for path in sources if (lines := len(path.read_text().splitlines())) > 400}
+    assert long == {}

@@ -1,0 +1,424 @@
+"""What sample() promises its users, whatever the solver."""
+
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pfgm_fast import noise
+from pfgm_fast.sampling import SOLVERS, sample
+from pfgm_fast.solution import Solution, SolverError, Status
+
+every_solver = pytest.mark.parametrize("solver", list(SOLVERS))
+
+
+def gaussian(x, sigma):
+    """Data N(0, 1), D = inf: x_sigma = x_0 sqrt(1 + sigma^2)."""
+    return x / (1 + sigma.reshape(-1, *(1,) * (x.ndim - 1)) ** 2)
+
+
+def broken(x, sigma):
+    raise AssertionError("the denoiser must not be called")
+
+
+def latents_of(B=6, *data, dtype=torch.float64):
+    return 80 * torch.randn(B, *(data or (3,)), generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+class TestNoiseLevels:
+    @every_solver
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_denoiser_is_called_within_the_levels_only(self, solver, dtype):
+        seen = []
+
+        def recording(x, sigma):
+            assert sigma.shape == (len(x),)
+            assert sigma.dtype == x.dtype == dtype
+            seen.append(sigma.clone())
+            return gaussian(x, sigma)
+
+        sample(recording, latents=latents_of(dtype=dtype), solver=solver).raise_for_status()
+        sigma = torch.cat(seen)
+        assert sigma.min() == torch.tensor(0.002, dtype=dtype)
+        assert sigma.max() == 80
+
+    @every_solver
+    def test_given_levels(self, solver):
+        latents = latents_of()
+        # the ignored arguments could not be used
+        solution = sample(
+            gaussian, latents=latents, solver=solver, sigmas=[80, 20, 5, 1], steps=0, sigma_min=-1, rho=0, trajectory=True
+        )
+        assert solution.ok
+        assert (solution.trajectory_sigma[:, 0].isfinite() | (solver == "rk45")).all()
+        last = solution.trajectory_sigma[solution.accepted - 1, torch.arange(6)]
+        assert last.tolist() == [1.0] * 6
+
+    def test_rk45_is_accurate(self):
+        latents = latents_of()
+        solution = sample(gaussian, latents=latents, solver="rk45", rtol=1e-9, atol=1e-9).raise_for_status()
+        exact = latents * math.sqrt((1 + 0.002**2) / (1 + 80**2))
+        assert (solution.samples - exact).abs().max() < 1e-7
+
+    def test_rk45_needs_positive_levels(self):
+        with pytest.raises(ValueError, match="sigmas must end above 0 for 'rk45'"):
+            sample(broken, latents=latents_of(), solver="rk45", sigmas=[80.0, 1.0, 0.0])
+
+    def test_latents_are_not_scaled(self):
+        latents = latents_of()
+        solution = sample(lambda x, sigma: torch.zeros_like(x), latents=latents, sigmas=[80.0, 40.0], solver="euler")
+        assert torch.allclose(solution.samples, latents / 2)
+
+
+class TestPrior:
+    def test_shape_draws_the_prior_at_the_first_level(self):
+        options = {"D": 128.0, "seeds": [1, 2, 3], "dtype": torch.float64}
+        drawn = sample(gaussian, (3, 2, 2), sigmas=[7.0, 1.0], **options)
+        latents = noise.prior((3, 2, 2), 7.0, 128.0, seeds=[1, 2, 3], dtype=torch.float64)
+        assert torch.equal(drawn.samples, sample(gaussian, latents=latents, sigmas=[7.0, 1.0]).samples)
+
+    def test_D_comes_from_the_denoiser(self):
+        class Net:
+            D = 8.0
+            __call__ = staticmethod(gaussian)
+
+        one = sample(Net(), (3, 2), seeds=[1, 2, 3])
+        assert torch.equal(one.samples, sample(Net(), (3, 2), seeds=[1, 2, 3], D=8).samples)
+        with pytest.raises(ValueError, match=r"D=9 conflicts with denoiser\.D=8"):
+            sample(Net(), (3, 2), D=9)
+        with pytest.raises(ValueError, match="conflicts"):
+            sample(Net(), latents=latents_of(), D=9)
+
+    def test_D_is_needed_for_the_prior_alone(self):
+        with pytest.raises(ValueError, match="D must be given"):
+            sample(broken, (3, 2))
+        assert sample(gaussian, latents=latents_of()).ok
+
+    def test_torch_manual_seed_governs(self):
+        torch.manual_seed(5)
+        one = sample(gaussian, (3, 2), D=math.inf).samples
+        torch.manual_seed(5)
+        assert torch.equal(one, sample(gaussian, (3, 2), D=math.inf).samples)
+        assert not torch.equal(one, sample(gaussian, (3, 2), D=math.inf).samples)
+
+    def test_device_of_the_denoiser(self):
+        net = torch.nn.Linear(1, 1, device="meta")
+        net.forward = broken
+        generator = torch.Generator("cpu")
+        for denoiser in (net, type("Field", (), {"device": torch.device("meta"), "__call__": broken})()):
+            from pfgm_fast.sampling import _device
+
+            assert _device(None, None, denoiser) == torch.device("meta")
+            assert _device(None, generator, denoiser) == torch.device("cpu")
+            assert _device("cpu", None, denoiser) == "cpu"
+
+
+class TestState:
+    @every_solver
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_dtype_and_shape_follow_the_latents(self, solver, dtype):
+        seen = set()
+
+        def recording(x, sigma):
+            seen.add((x.dtype, sigma.dtype))
+            return gaussian(x, sigma.to(x.dtype))
+
+        latents = latents_of(2, 1, 4, 4).to(dtype)
+        solution = sample(recording, latents=latents, solver=solver, rtol=1e-2, atol=1e-2, trajectory=True)
+        assert solution.samples.shape == latents.shape
+        assert solution.samples.dtype == solution.trajectory.dtype == dtype
+        assert seen == {(dtype, torch.float64 if dtype == torch.float64 else torch.float32)}
+
+    def test_dtype_argument_and_default(self):
+        assert sample(gaussian, latents=latents_of(), dtype=torch.float32).samples.dtype == torch.float32
+        assert sample(gaussian, (2, 3), D=math.inf).samples.dtype == torch.get_default_dtype()
+
+    @every_solver
+    def test_latents_are_left_alone(self, solver):
+        latents = latents_of()
+        before = latents.clone()
+        solution = sample(gaussian, latents=latents, solver=solver, callback=lambda info: True)
+        assert torch.equal(latents, before)
+        solution.samples.zero_()
+        assert torch.equal(latents, before)
+
+    @every_solver
+    def test_awkward_latents(self, solver):
+        latents = latents_of(3, 4)
+        wanted = sample(gaussian, latents=latents, solver=solver).samples
+        for same in (latents.T.contiguous().T, latents.clone().requires_grad_()):
+            assert torch.equal(sample(gaussian, latents=same, solver=solver).samples, wanted)
+        row = latents[:1].expand(3, 4)
+        assert torch.equal(sample(gaussian, latents=row, solver=solver).samples, wanted[:1].expand(3, 4))
+
+    @every_solver
+    def test_no_rows(self, solver):
+        solution = sample(broken, (0, 2, 5), D=1.0, solver=solver, trajectory=True, progress=True)
+        assert solution.ok
+        assert solution.samples.shape == (0, 2, 5)
+        assert solution.trajectory.shape == (0, 0, 2, 5)
+        assert solution.status.dtype == torch.int8
+        assert solution.nfe.dtype == solution.accepted.dtype == solution.rejected.dtype == torch.int64
+
+    @every_solver
+    def test_no_gradients_unless_the_denoiser_wants_them(self, solver):
+        weight = torch.ones((), requires_grad=True)
+
+        def guided(x, sigma):
+            assert not torch.is_grad_enabled()
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(x.square().sum(), x)
+            return gaussian(slope / 2, sigma) * weight
+
+        solution = sample(guided, latents=latents_of(), solver=solver)
+        assert torch.is_grad_enabled()
+        assert not solution.samples.requires_grad
+        assert torch.allclose(solution.samples, sample(gaussian, latents=latents_of(), solver=solver).samples)
+
+    @every_solver
+    def test_trajectory(self, solver):
+        latents = latents_of()
+        solution = sample(gaussian, latents=latents, solver=solver, trajectory=True)
+        assert solution.trajectory.shape == (int(solution.accepted.max()), *latents.shape)
+        rows = torch.arange(6)
+        assert torch.equal(solution.trajectory[solution.accepted - 1, rows], solution.samples)
+        taken = torch.arange(len(solution.trajectory))[:, None] < solution.accepted
+        assert torch.equal(solution.trajectory_sigma.isnan(), ~taken)
+        assert torch.equal(solution.trajectory.isnan().all(2), ~taken)
+        sigma = solution.trajectory_sigma
+        assert (sigma[1:] < sigma[:-1])[taken[1:]].all()
+        exact = latents * ((1 + sigma**2) / (1 + 80**2)).sqrt()[..., None]
+        tolerance = 0.2 if solver == "euler" else 0.02
+        difference = (solution.trajectory - exact).abs() / (exact.abs() + 0.1)
+        assert (difference[taken] < tolerance).all()
+
+
+class TestRows:
+    @every_solver
+    def test_extra_arguments_travel_with_their_rows(self, solver):
+        centre = torch.linspace(0, 5, 6, dtype=torch.float64)
+        width = torch.logspace(-2, 1, 6, dtype=torch.float64)[:, None]
+
+        def conditional(x, sigma, *, centre, width, scale, name):
+            assert (scale, name) == (2.0, "a")
+            assert len(centre) == len(width) == len(x)
+            gain = width**2 / (width**2 + sigma[:, None] ** 2)
+            return centre[:, None] + gain * (x - centre[:, None])
+
+        args = {"scale": torch.tensor(2.0), "name": "a"}
+        whole = sample(
+            conditional, latents=latents_of(), solver=solver, extra_args={"centre": centre, "width": width, **args}
+        ).raise_for_status()
+        for i in range(6):
+            rows = slice(i, i + 1)
+            one = sample(
+                conditional,
+                latents=latents_of()[rows],
+                solver=solver,
+                extra_args={"centre": centre[rows], "width": width[rows], **args},
+            )
+            assert torch.allclose(one.samples, whole.samples[rows], rtol=0, atol=1e-12)
+            assert one.nfe == whole.nfe[i]
+        if solver == "rk45":
+            assert len(set(whole.nfe.tolist())) > 1  # so that rows did leave before others
+
+    @every_solver
+    def test_a_nan_row_ends_alone(self, solver):
+        label = torch.arange(6)
+
+        def poisoned(x, sigma, label):
+            assert x.isfinite().all()
+            bad = (label == 2) & (sigma < 1)
+            return gaussian(x, sigma).masked_fill(bad[:, None], math.nan)
+
+        latents = latents_of()
+        clean = sample(gaussian, latents=latents, solver=solver)
+        solution = sample(poisoned, latents=latents, solver=solver, extra_args={"label": label})
+        assert solution.status.tolist() == [0, 0, Status.NONFINITE, 0, 0, 0]
+        assert torch.allclose(solution.samples[label != 2], clean.samples[label != 2], rtol=0, atol=1e-12)
+        assert solution.samples[2].isfinite().all()
+        assert solution.accepted[2] + solution.rejected[2] <= 50
+        assert not solution.ok
+        with pytest.raises(SolverError, match=r"(?s)1 of 6 rows.*NONFINITE: 1 \(rows 2\)\. .*kept") as error:
+            solution.raise_for_status()
+        assert error.value.solution is solution
+
+    def test_max_steps(self):
+        solution = sample(gaussian, latents=latents_of(7), solver="rk45", rtol=1e-10, max_steps=5, trajectory=True)
+        assert solution.status.tolist() == [Status.MAX_STEPS] * 7
+        assert (solution.accepted + solution.rejected).tolist() == [5] * 7
+        assert torch.equal(solution.trajectory[solution.accepted - 1, torch.arange(7)], solution.samples)
+        with pytest.raises(SolverError, match=r"7 of 7.*\n.*MAX_STEPS: 7 \(rows 0, 1, 2, 3, 4, \.\.\.\)"):
+            solution.raise_for_status()
+
+    def test_every_status_has_a_sentence(self):
+        assert [s.value for s in Status] == [0, 1, 2, 3, 4]
+        assert [s.name for s in Status] == ["SUCCESS", "MAX_STEPS", "STEP_UNDERFLOW", "NONFINITE", "STOPPED"]
+        assert all(s.sentence.endswith(".") for s in Status)
+        assert Status(3) is Status.NONFINITE
+
+
+class TestWatching:
+    @every_solver
+    def test_callback_sees_where_the_rows_stand(self, solver):
+        seen = []
+        latents = latents_of()
+        sample(gaussian, latents=latents, solver=solver, callback=seen.append)
+        assert torch.equal(seen[0]["x"], latents)
+        for i, info in enumerate(seen):
+            assert set(info) == {"x", "i", "sigma", "denoised", "rows"}
+            assert info["i"] == i
+            sigma = info["sigma"].expand(len(info["rows"]))
+            assert torch.allclose(info["denoised"], gaussian(info["x"], sigma), atol=1e-9)
+        assert seen[0]["sigma"].max() == 80
+
+    def test_callback_of_fixed_steps_gets_a_scalar_level(self):
+        levels = []
+        sample(gaussian, latents=latents_of(), steps=2, callback=lambda info: levels.append(float(info["sigma"])))
+        assert levels == [80, 0.002]
+
+    @every_solver
+    def test_callback_stops(self, solver):
+        states = []
+
+        def stop(info):
+            states.append(info["x"])
+            return info["i"] == 3
+
+        solution = sample(gaussian, latents=latents_of(), solver=solver, callback=stop, trajectory=True)
+        assert solution.status.tolist() == [Status.STOPPED] * 6
+        assert torch.equal(solution.samples, states[-1])
+        assert len(states) == 4
+        assert len(solution.trajectory) == 3
+        assert not solution.ok
+
+    @every_solver
+    def test_interruption_carries_the_solution(self, solver):
+        calls = 0
+
+        def interrupted(x, sigma):
+            nonlocal calls
+            calls += 1
+            if calls == 12:
+                raise KeyboardInterrupt
+            return gaussian(x, sigma)
+
+        with pytest.raises(KeyboardInterrupt) as stop:
+            sample(interrupted, latents=latents_of(), solver=solver, trajectory=True)
+        solution = stop.value.solution
+        assert isinstance(solution, Solution)
+        assert solution.status.tolist() == [Status.STOPPED] * 6
+        assert (solution.accepted > 0).all()
+        assert torch.equal(solution.trajectory[solution.accepted - 1, torch.arange(6)], solution.samples)
+        assert solution.nfe.tolist() == [12] * 6
+
+    @every_solver
+    @pytest.mark.parametrize("end", ["done", "stop", "interrupt", "error"])
+    def test_the_bar_is_closed_in_every_case(self, solver, end, monkeypatch):
+        bars = []
+
+        class Bar:
+            def __init__(self, total, **style):
+                self.total, self.n, self.closed = total, 0, False
+                bars.append(self)
+
+            def update(self, n):
+                assert n >= 0
+                self.n += n
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                self.closed = True
+
+        def callback(info):
+            if info["i"] < 3 or end == "done":
+                return None
+            if end == "stop":
+                return True
+            raise KeyboardInterrupt if end == "interrupt" else RuntimeError("from the callback")
+
+        monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Bar))
+        options = {"latents": latents_of(), "solver": solver, "callback": callback, "progress": True}
+        if end in ("done", "stop"):
+            sample(gaussian, **options)
+        else:
+            with pytest.raises((KeyboardInterrupt, RuntimeError)):
+                sample(gaussian, **options)
+        (bar,) = bars
+        assert bar.closed
+        assert 0 < bar.n < bar.total or end == "done"
+        assert bar.n == pytest.approx(bar.total) or end != "done"
+
+    @every_solver
+    def test_a_real_bar(self, solver, capsys):
+        sample(gaussian, latents=latents_of(), solver=solver, progress=True)
+        assert "100%" in capsys.readouterr().err
+
+    def test_no_bar_unless_asked_for(self, capsys):
+        sample(gaussian, latents=latents_of())
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"solver": "dopri"}, ValueError, "unknown solver 'dopri'; known: 'euler', 'heun', 'rk45'"),
+        ({"steps": 0}, ValueError, "steps must be an integer >= 1, got 0"),
+        ({"steps": 2.5}, TypeError, "steps"),
+        ({"steps": 0, "solver": "rk45"}, ValueError, "steps"),
+        ({"rho": -1}, ValueError, "rho"),
+        ({"sigma_min": 0}, ValueError, "sigma_min"),
+        ({"sigma_min": 80}, ValueError, "sigma_min must be < sigma_max"),
+        ({"sigma_min": 80, "solver": "rk45"}, ValueError, "sigma_min must be < sigma_max"),
+        ({"sigma_max": math.nan}, ValueError, "sigma_max"),
+        ({"sigmas": [1.0]}, ValueError, "sigmas must hold at least 2"),
+        ({"sigmas": [1.0, 2.0]}, ValueError, "sigmas must decrease"),
+        ({"rtol": -1e-3}, ValueError, "rtol"),
+        ({"atol": -1e-3}, ValueError, "atol"),
+        ({"atol": math.nan}, ValueError, "atol"),
+        ({"rtol": 0, "atol": 0}, ValueError, "rtol and atol must not both be 0"),
+        ({"max_steps": 0}, ValueError, "max_steps"),
+        ({"D": 0}, ValueError, "D must be"),
+        ({"D": math.nan}, ValueError, "D must be"),
+        ({"latents": None}, ValueError, "got neither"),
+        ({"shape": (2, 3)}, ValueError, "got both"),
+        ({"latents": torch.ones(2, 3).numpy()}, TypeError, r"latents must be a torch.Tensor.*torch\.from_numpy"),
+        ({"latents": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "latents must have dtype"),
+        ({"latents": torch.ones(2, 3, dtype=torch.bool)}, TypeError, "latents must have dtype"),
+        ({"latents": torch.ones(2, 3, dtype=torch.complex64)}, TypeError, "latents must have dtype"),
+        ({"latents": torch.ones(3)}, ValueError, "latents must be"),
+        ({"latents": torch.tensor([[1.0, math.nan]])}, ValueError, "latents must be finite"),
+        ({"latents": None, "shape": 3, "D": 1}, TypeError, "shape"),
+        ({"latents": None, "shape": (3,), "D": 1}, ValueError, "shape"),
+        ({"latents": None, "shape": (-1, 2), "D": 1}, ValueError, "shape"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be one of"),
+        ({"extra_args": [1]}, TypeError, "extra_args must be a dict"),
+        ({"extra_args": {"label": torch.arange(5)}}, ValueError, r"extra_args\['label'\] must have a row.* 2 samples"),
+        ({"callback": 3}, TypeError, "callback"),
+        ({"denoiser": 3}, TypeError, "denoiser must be callable.*got int"),
+    ],
+)
+def test_bad_arguments_are_refused(change, error, message):
+    options = {"denoiser": broken, "latents": torch.ones(2, 3), **change}
+    with pytest.raises(error, match=message):
+        sample(options.pop("denoiser"), options.pop("shape", None), **options)
+
+
+@every_solver
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda x: (x, x), TypeError, "the denoiser's result must be a torch.Tensor, got tuple"),
+        (lambda x: x[:, :1], ValueError, r"like x, of shape \(2, 3\), got shape \(2, 1\)"),
+        (lambda x: x.long(), TypeError, "the denoiser's result must have dtype"),
+        (lambda x: x.to("meta"), ValueError, "on cpu like x, got one on meta"),
+    ],
+)
+def test_bad_answers_are_refused(solver, answer, error, message):
+    with pytest.raises(error, match=message):
+        sample(lambda x, sigma: answer(x), latents=torch.ones(2, 3), solver=solver)
