@@ -48,11 +48,11 @@ def no_grad_needed(name: str, t: Tensor) -> None:
 
 def number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None, finite: bool = True) -> float:
     """`value` as a float within the bounds; bool, str and tensors are refused."""
-    if isinstance(value, (bool, str, Tensor)) or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, str, Tensor)) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     result = float(value)
     bounds = ["finite"] if finite else []
-    bad = math.isnan(result) or (finite and math.isinf(result))
+    bad = result != result or (finite and abs(result) == math.inf)  # as torch.compile can trace it
     if above is not None:
         bounds.append(f"> {above:g}")
         bad = bad or result <= above
@@ -86,21 +86,21 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     return str(value)
 
 
-def noise_level(sigma: Any, x: Tensor) -> Tensor:
+def noise_level(sigma: Any, x: Tensor, name: str = "sigma") -> Tensor:
     """sigma as a float64 tensor (B,) on the device of x, one level for each row of x.
 
     Takes a number, a 0-d tensor, (B,) or (B, 1, ..., 1). Values are checked where they can be read.
     """
     B = x.shape[0]
     if not isinstance(sigma, Tensor):
-        return torch.full((B,), number("sigma", sigma, above=0), dtype=torch.float64, device=x.device)
-    tensor("sigma", sigma)
+        return torch.full((B,), number(name, sigma, above=0), dtype=torch.float64, device=x.device)
+    tensor(name, sigma)
     if sigma.ndim and sigma.device != x.device:
-        raise ValueError(f"sigma must be on {x.device} like x, got {sigma.device}")
+        raise ValueError(f"{name} must be on {x.device} like x, got {sigma.device}")
     if sigma.ndim and tuple(sigma.shape) != (B,) + (1,) * (sigma.ndim - 1):
-        raise ValueError(f"sigma must be a number, 0-d, ({B},) or ({B}, 1, ..., 1), got {tuple(sigma.shape)}")
-    no_grad_needed("sigma", sigma)
+        raise ValueError(f"{name} must be a number, 0-d, ({B},) or ({B}, 1, ..., 1), got {tuple(sigma.shape)}")
+    no_grad_needed(name, sigma)
     if readable(sigma) and sigma.numel() and not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
         bad = sigma.flatten()[~((sigma > 0) & torch.isfinite(sigma)).flatten()][0]
-        raise ValueError(f"sigma must be finite and > 0 in every row, got {bad.item():g}")
+        raise ValueError(f"{name} must be finite and > 0 in every row, got {bad.item():g}")
     return sigma.detach().to(device=x.device, dtype=torch.float64).reshape(-1).expand(B).contiguous()

@@ -110,9 +110,11 @@ def _student_t(
     generator: torch.Generator | None,
 ) -> Tensor:
     """sigma * g * sqrt(D / X) of the given shape, in float64 if `dtype` is float64, else in float32."""
-    D = _checks.augmented_dimension(D)
+    degrees = _checks.augmented_dimension(D)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     keys = philox.row_seeds(shape[0], seeds, generator, device)
     g = philox.normals(keys, math.prod(shape[1:]), compute)
-    scale = sigma * (-0.5 * philox.log_chi2_over_D(keys, D)).exp() if D < math.inf else sigma
+    scale = sigma
+    if degrees < math.inf:
+        scale = sigma * (-0.5 * philox.log_chi2_over_D(keys, degrees)).exp()
     return g.mul_(scale.to(compute)[:, None]).view(shape)

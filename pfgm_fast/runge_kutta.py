@@ -124,8 +124,8 @@ class _Running:
     f: Tensor  # (b, ...), dy/dt at (t, y)
     h: Tensor  # (b,) float64, length of the next step, >= 0
     retried: Tensor  # (b,) bool, whether the last step was rejected
-    failures: Tensor  # (b,) int64, non-finite steps since the row last got past one
-    frontier: Tensor  # (b,) float64, the end of the last non-finite step
+    failures: Tensor  # (b,) int64, non-finite steps since the row last got past the frontier
+    frontier: Tensor  # (b,) float64, the nearest end of those steps
 
     def select(self, mask: Tensor) -> _Running:
         return _Running(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})
@@ -196,9 +196,9 @@ def _attempt(
     norm = rms(error, torch.maximum(at.y.abs(), y_new.abs()), rtol, atol).masked_fill(~finite, math.nan)
     accept, factor = controller(norm, tableau.error_order, at.retried)
 
-    past = accept & ((t_new - at.frontier) * (at.end - at.t) >= 0)
-    failures = torch.where(finite, at.failures.masked_fill(past, 0), at.failures + 1)
-    frontier = torch.where(finite, at.frontier, t_new)
+    beyond = (t_new - at.frontier) * (at.end - at.t) >= 0
+    failures = torch.where(finite, at.failures.masked_fill(accept & beyond, 0), at.failures + 1)
+    frontier = torch.where(finite | (beyond & (at.failures > 0)), at.frontier, t_new)
     t = torch.where(accept, t_new, at.t)
     y = torch.where(per_row(accept, y_new), y_new, at.y)
     f = torch.where(per_row(accept, f_new), f_new, at.f)

@@ -284,9 +284,7 @@ def _levels(
     if solver != "rk45":
         return levels
     if levels[-1] == 0:
-        raise ValueError(
-            "sigmas must end above 0 for solver 'rk45', which integrates in log sigma; leave the last 0 out"
-        )
+        raise ValueError("sigmas must end above 0 for 'rk45', which integrates in log sigma; leave the last 0 out")
     return [levels[0], levels[-1]]
 
 

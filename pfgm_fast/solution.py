@@ -16,7 +16,7 @@ class Status(IntEnum):
 
     sentence: str
 
-    def __new__(cls, value: int, sentence: str) -> Status:
+    def __new__(cls, value: int, sentence: str = "") -> Status:
         member = int.__new__(cls, value)
         member._value_ = value
         member.sentence = sentence

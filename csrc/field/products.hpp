@@ -1,32 +1,42 @@
 // Blocked products: a block of data, widened and centred, against a tile of queries.
 #pragma once
+#include "field/exact.hpp"
 #include "field/softmax.hpp"
 
 namespace {
 
-template <class T> PFGM_INLINE T widen(float y) { return T(y); }
-template <class T> PFGM_INLINE T widen(double y) { return T(y); }
-template <class T> PFGM_INLINE T widen(uint8_t u) { return T(2 * int(u) - 255); }
+template <class E, int count> struct Stored { typedef PFGM_LOOSE(E, count * sizeof(E)) vec; };
 
-// Copies `rows` rows into a block of row length `ld` (zeros behind N), less `center`; squared norms too, and the largest.
+// W elements of data as a vector of T; 8-bit pixels as whole numbers.
+template <class T, class E> PFGM_INLINE Vec<T> widen(const E* y) {
+  const auto v = *(const typename Stored<E, Types<T>::W>::vec*)y;
+  if constexpr (sizeof(E) == 1) return __builtin_convertvector(__builtin_convertvector(v, IVec<T>) * 2 - 255, Vec<T>);
+  else return __builtin_convertvector(v, Vec<T>);
+}
+
+// Copies rows into a block of row length `ld` (zeros behind N), less `center`; squared norms too, and returns the largest.
 template <class T, class E>
 T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict center, T* __restrict block, int64_t ld, T* norms) {
+  constexpr int W = Types<T>::W, AHEAD = 2048 / sizeof(E);
   T largest = 0;
   for (int64_t j = 0; j < rows; ++j) {
     const E* y = data + j * N;
     T* out = block + j * ld;
-    for (int64_t n = 0; n < N; ++n) out[n] = widen<T>(y[n]) - center[n];
-    for (int64_t n = N; n < ld; ++n) out[n] = 0;
-    Vec<T> a{}, b{};
+    Vec<T> square{};
     T rest = 0;
     int64_t n = 0;
-    for (; n + 2 * Types<T>::W <= ld; n += 2 * Types<T>::W) {
-      const Vec<T> p = load(out + n), q = load(out + n + Types<T>::W);
-      a += p * p;
-      b += q * q;
+    for (; n + W <= N; n += W) {
+      __builtin_prefetch(y + n + AHEAD);
+      const Vec<T> v = widen<T>(y + n) - load(center + n);
+      store(out + n, v);
+      square += v * v;
     }
-    for (; n < ld; ++n) rest += out[n] * out[n];
-    norms[j] = sum_of_lanes<T>(a + b) + rest;
+    for (; n < N; ++n) {
+      out[n] = T(raw(y[n])) - center[n];
+      rest += out[n] * out[n];
+    }
+    for (; n < ld; ++n) out[n] = 0;
+    norms[j] = sum_of_lanes<T>(square) + rest;
     largest = norms[j] > largest ? norms[j] : largest;
   }
   return largest;
@@ -86,7 +96,7 @@ void score_block(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t N
 
 template <class T> constexpr int QUERIES = PFGM_LANES == 16 ? 8 : Types<T>::W < 4 ? Types<T>::W : 4;  // in a register tile of sums
 
-// sums (QUERIES, V vectors) += weights of the picked rows times those rows.
+// sums (QUERIES, V vectors) += weights (count, QW) times the picked rows.
 template <int V, class T>
 PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums, int64_t stride) {
   Vec<T> acc[QUERIES<T>][V];
@@ -94,7 +104,7 @@ PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, cons
     for (int v = 0; v < V; ++v) acc[q][v] = Vec<T>{};
   for (int i = 0; i < count; ++i) {
     const T* row = y + pick[i] * ld;
-    const T* w = weights + int64_t(pick[i]) * QW<T>;
+    const T* w = weights + int64_t(i) * QW<T>;
     Vec<T> values[V];
     for (int v = 0; v < V; ++v) values[v] = load(row + v * Types<T>::W);
 #pragma GCC unroll 8

@@ -151,7 +151,7 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
           for (T *s = sums + (at + q) * run.ld, *end = s + run.ld; s < end; s += W) store(s, load(s) * factor[q]);
     int count = 0;
     weigh<kernel, masses, T>(run, st, at, n, [&](int64_t j, Vec<T> w) {
-      store(run.ws.scores + j * QW<T> + at, w);
+      store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
     });
     if (count) sum_block<T>(run.ws.scores + at, run.ws.pick, count, run.ws.block, run.ld, sums + at * run.ld);
