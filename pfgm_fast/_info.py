@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -24,8 +23,8 @@ class Info:
             that serves the tensors it is given.
         devices: "cpu" and each CUDA device that PyTorch sees, described.
         versions: of pfgm_fast, python, torch, numpy, triton, and cuda (the one that PyTorch was built with).
-        build: of the extension pfgm_fast._C: its compiler, the instruction sets it was built for, its CUDA toolkit and
-            what its own CUDA runtime finds; or, under "extension", why it is missing.
+        build: of the extension pfgm_fast._C: its compiler, the instruction sets it was built for, the one in use, its
+            CUDA toolkit and what its own CUDA runtime finds; or, under "extension", why it is missing.
     """
 
     backends: dict[str, str]
@@ -92,9 +91,11 @@ def _build() -> dict[str, str]:
     why = _extension.why_missing()
     if why is not None:
         return {"extension": why}
-    extension = importlib.import_module("pfgm_fast._C")
-    build: dict[str, str] = dict(extension.build_info())
-    count, reason, runtime, driver = extension.cuda_devices()
+    from pfgm_fast import _C
+
+    build = _C.build_info()
+    build["isa in use"] = _C.instruction_set()
+    count, reason, runtime, driver = _C.cuda_devices()
     if runtime:
         served = f"{driver // 1000}.{driver % 1000 // 10}" if driver else "no driver"
         build["cuda devices"] = f"{count} (driver serves CUDA {served})" if count else f"none ({reason})"

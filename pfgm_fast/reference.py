@@ -74,7 +74,7 @@ def top_weights(
     x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
-    weights, indices = [x[:0, :0].expand(0, k)], [torch.empty(0, k, dtype=torch.int64, device=x.device)]
+    weights, indices = [x.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int64, device=x.device)]
     for rows in row_chunks(len(x), len(data)):
         relative = logits(x[rows], scale[rows], data, center, log_weights, None, power).relative
         top = torch.softmax(relative, 1).topk(k, 1)

@@ -148,7 +148,7 @@ def solve(
     The error of a step is the RMS over its row of error/(atol + rtol*max(|y|, |y_new|)). func is called on the rows
     that still run, never outside their intervals, and at the end of each exactly. A row leaves with SUCCESS at its end,
     else with its last good state and MAX_STEPS, STEP_UNDERFLOW (step < 10 ulp of t) or NONFINITE; the other rows do not
-    notice.
+    notice. One flag a step is read from the device: whether rows have left.
     """
 
     def counted(t: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -120,9 +120,9 @@ class _Network:
 
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor | None = None) -> Tensor:
         """The denoiser at x (b, *data) and sigma (b,) of the rows (b,) of the batch; None is all of them."""
-        good = per_row(finite_rows(x), x)
-        shown = x.where(good, 0).to(self.dtype)
-        answer = self.denoiser(shown, sigma.to(x.dtype), **self._arguments(rows))
+        shown = x.to(self.dtype)
+        good = per_row(finite_rows(shown), x)
+        answer = self.denoiser(shown.where(good, 0), sigma.to(x.dtype), **self._arguments(rows))
         _checks.tensor("the denoiser's result", answer)
         if answer.shape != x.shape:
             raise ValueError(

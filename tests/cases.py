@@ -17,7 +17,16 @@ from torch import Tensor
 Rows = NDArray[np.float64]
 
 DIMENSIONS = (0.5, 1, 2, 2.7, 128, 2048, 1e6, math.inf)
-SIZES = {1: (33, 517), 2: (33, 517), 3: (33, 517), 8: (33, 517), 16: (33, 301), 17: (33, 301), 64: (33, 301), 100: (31, 257)}
+SIZES = {
+    1: (33, 517),
+    2: (33, 517),
+    3: (33, 517),
+    8: (33, 517),
+    16: (33, 301),
+    17: (33, 301),
+    64: (33, 301),
+    100: (31, 257),
+}
 LARGE = {784: (13, 131), 3072: (9, 67), 12288: (5, 29)}
 
 
@@ -88,10 +97,9 @@ def mixture(s: Source) -> Case:
 
 def near_duplicates(s: Source) -> Case:
     """Images in families of eight that differ from each other in one pixel by one grey level."""
-    y = s.rng.integers(0, 256, (-(-s.M // 8), s.N)).repeat(8, 0)[: s.M]
-    pixel = s.rng.integers(0, s.N, s.M)
-    y[np.arange(s.M), pixel] ^= 1
-    y, sigma = y / 127.5 - 1, s.levels()
+    u = s.rng.integers(0, 256, (-(-s.M // 8), s.N)).repeat(8, 0)[: s.M]
+    u[np.arange(s.M), s.rng.integers(0, s.N, s.M)] ^= 1
+    y, sigma = u / 127.5 - 1, s.levels()
     return s.case(s.noisy(y, sigma), sigma, y)
 
 
@@ -210,8 +218,8 @@ def pixels(s: Source) -> Case:
     u, sigma = s.rng.integers(0, 256, (s.M, s.N)).astype(np.uint8), s.levels()
     u[1], u[3], u[5] = u[0], u[2], u[2]
     u[1, 0] ^= 1
-    case = s.case(s.noisy((2.0 * u - 255) / 255, sigma), sigma, u)
-    return replace(case, data=torch.from_numpy(u))
+    y = (2.0 * u - 255) / 255
+    return replace(s.case(s.noisy(y, sigma), sigma, y), data=torch.from_numpy(u))
 
 
 def weighted(s: Source) -> Case:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ CPU_BACKENDS = ("torch", "native")
 
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each CPU backend in turn; one that cannot run here is skipped, or fails where the build was asked for by PFGM_EXT=on."""
+    """Each CPU backend in turn; one that cannot run is skipped, or fails where PFGM_EXT=on asked for it."""
     return available(request.param)
 
 
@@ -47,7 +47,7 @@ def golden() -> Callable[[str], dict[str, NDArray[Any]]]:
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised tensors hold NaN, or the largest integer, so that reading one before writing it shows."""
 
     def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -61,4 +61,3 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-    yield

@@ -1,4 +1,4 @@
-"""The field's formulas written out in extended precision with NumPy, without a line of the library, and the accuracy it owes.
+"""The field's formulas written out in extended precision with NumPy, without the library, and the accuracy it owes.
 
 Everything here is by direct differences, one query at a time: slow, and obviously right.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]  # it publishes none
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -105,12 +105,11 @@ def field(
     for i, (query, level) in enumerate(zip(queries, levels, strict=True)):
         seen = np.ones(len(y), bool) if allowed is None else allowed[i]
         rows.append(_row(query, level, y, D, np.where(seen, masses, -np.inf)))
-    columns = [np.stack(c) for c in zip(*rows, strict=True)]
-    scale = np.maximum(norm(queries), norm(y).max())
-    return Truth(queries, levels, *columns, scale)
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Truth(x=queries, sigma=levels, scale=np.maximum(norm(queries), norm(y).max()), **columns)
 
 
-def _row(x: Array, sigma: Real, y: Array, D: float, a: Array) -> tuple[Array | Real, ...]:
+def _row(x: Array, sigma: Real, y: Array, D: float, a: Array) -> dict[str, Array | Real]:
     N = len(x)
     rho = squared_distances(x, y)
     logits = log_weights(rho, sigma, N, D, a)
@@ -124,7 +123,17 @@ def _row(x: Array, sigma: Real, y: Array, D: float, a: Array) -> tuple[Array | R
     divergence = (wc * ((yh - x) * (yh - mean)).sum(1)).sum()
     log_density = L - log_sum_exp(a) + log_normaliser(sigma, N, D)
     spread = (wh * norm(yh - mean)).sum()
-    return mean, L, w, log_density, score, divergence, 1 / (wh * wh).sum(), spread, wc.sum()
+    return {
+        "mean": mean,
+        "log_sum": L,
+        "weights": w,
+        "log_density": log_density,
+        "score": score,
+        "divergence": divergence,
+        "effective_sample_size": 1 / (wh * wh).sum(),
+        "spread": spread,
+        "pull": wc.sum(),
+    }
 
 
 def poisson_field(truth: Truth, D: float, gamma: float) -> Array:
@@ -140,9 +149,6 @@ def norm(rows: Array) -> Array:
     return result
 
 
-# ---- what the library owes, in the rounding unit `eps` of the dtype it computes in --------------------------------------------
-
-
 def eps(*tensors: Tensor) -> float:
     """The rounding unit of a computation on these tensors: float64's if any of them is float64, else float32's."""
     double = any(t.dtype == torch.float64 for t in tensors)
@@ -150,10 +156,11 @@ def eps(*tensors: Tensor) -> float:
 
 
 def tolerance(truth: Truth, eps: float, loose: float) -> Array:
-    """The error allowed in a log weight: `loose` in float32; in float64 1e-5 of that and the rounding of the log weight."""
+    """The error allowed in a log weight: `loose` in float32; in float64 1e-5 of that and its rounding."""
     if eps > 1e-10:
-        return np.full_like(truth.log_sum, loose)
-    return loose * 1e-5 + 8 * eps * np.abs(truth.log_sum)
+        return np.full(len(truth.log_sum), loose, Real)
+    rounded: Array = loose * 1e-5 + 8 * eps * np.abs(truth.log_sum)
+    return rounded
 
 
 def mean_error(got: Tensor, truth: Truth) -> Array:
@@ -163,7 +170,7 @@ def mean_error(got: Tensor, truth: Truth) -> Array:
 def mean_bound(truth: Truth, eps: float, rounding: float = 0.0) -> Array:
     """1e-4 |x - x_hat| + 4 eps max(|x|, max|y|), and the rounding unit of the result where its dtype is coarser.
 
-    In float64, where the first term is small, what an error of a log weight can do is counted by the posterior's spread too:
+    In float64, where the first term is small, what an error of a log weight can do is counted by the spread too:
     |x - x_hat| vanishes half-way between two data.
     """
     length = truth.residual if eps > 1e-10 else truth.residual + truth.spread
@@ -175,9 +182,8 @@ def bounded(what: str, error: Array, bound: Array) -> None:
     ratio = np.where(np.isfinite(error), error / bound, np.inf)
     if len(ratio):
         worst = int(np.argmax(ratio))
-        assert ratio[worst] <= 1, (
-            f"{what}: row {worst} of {len(ratio)} is off by {float(error[worst]):.3g}, {float(ratio[worst]):.3g} times the bound"
-        )
+        off, times = float(error[worst]), float(ratio[worst])
+        assert times <= 1, f"{what}: row {worst} of {len(ratio)} is off by {off:.3g}, {times:.3g} times the bound"
 
 
 def check_mean(got: Tensor, truth: Truth, eps: float) -> None:
@@ -186,7 +192,7 @@ def check_mean(got: Tensor, truth: Truth, eps: float) -> None:
 
 
 def check_log_density(got: Tensor, truth: Truth, eps: float) -> None:
-    """|L - L*| <= 1e-3 + 4 eps |L*|, and half a rounding unit of the log density itself, which differs from L by a constant."""
+    """|L - L*| <= 1e-3 + 4 eps |L*|, and a rounding unit of the log density, which differs by a constant."""
     error = np.abs(values(got)[:, 0] - truth.log_density)
     slack = 4 * eps * np.abs(truth.log_sum) + eps * np.abs(truth.log_density)
     bounded("log density", error, tolerance(truth, eps, 1e-3) + slack)
@@ -200,7 +206,7 @@ def check_weights(weights: Tensor, indices: Tensor, truth: Truth, eps: float) ->
 
 
 def check_score(got: Tensor, truth: Truth, eps: float) -> None:
-    """score * sigma^2 under the bound of x_hat, times its own size sigma^2 sum_j w_j c_j where that is above 1 (it is 1 at D = inf)."""
+    """score * sigma^2 under the bound of x_hat, times sigma^2 sum_j w_j c_j where that is above 1 (D = inf: it is 1)."""
     size = np.maximum(1, truth.pull * truth.sigma**2)
     error = norm(values(got) - truth.score) * truth.sigma**2
     bounded("score * sigma^2", error, size * mean_bound(truth, eps))

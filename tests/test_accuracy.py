@@ -59,9 +59,6 @@ def test_float64_is_computed_in_float64(name: str, backend: str) -> None:
     check_all(case.double(), cases.truth(name), backend)
 
 
-# ---- never more than twice the error of the best PyTorch expression in the same dtype -----------------------------------------
-
-
 def softmax_mean(rho: Tensor, case: Case, y: Tensor) -> Tensor:
     sigma = case.sigma[:, None]
     N = y.shape[1]

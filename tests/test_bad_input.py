@@ -225,8 +225,9 @@ def test_gamma(value: Any, error: type[Exception], words: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("value", ["keops", "", "Torch", None, 3])
 def test_unknown_backend_lists_the_known_ones(value: Any) -> None:
-    for make in (lambda: pf.EmpiricalField(DATA, 8.0, backend=value), lambda: pf.posterior_mean(X, 1.0, DATA, 8.0, backend=value)):
-        refused(make, "backend", ValueError, ("auto", "native", "torch"))
+    known = ("auto", "native", "torch")
+    refused(lambda: pf.EmpiricalField(DATA, 8.0, backend=value), "backend", ValueError, known)
+    refused(lambda: pf.posterior_mean(X, 1.0, DATA, 8.0, backend=value), "backend", ValueError, known)
 
 
 @pytest.mark.parametrize("value", ["low", "Highest", None])
@@ -240,4 +241,3 @@ def test_a_refusal_changes_nothing() -> None:
     with pytest.raises(ValueError, match="sigma"):
         field(X, 0.0)
     assert torch.equal(field(X, 1.0), before)
-

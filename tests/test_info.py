@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -49,12 +50,23 @@ def test_native_build_is_described() -> None:
 
     build = info().build
     assert build["isas"].split(", ")[0] == "base"
+    assert build["isa in use"] in build["isas"].split(", ")
     assert "extension" not in build
     count, reason, runtime, _ = _C.cuda_devices()
     assert bool(reason) == (count == 0)
     assert (runtime == 0) == build["cuda"].startswith("off")
     if torch.cuda.is_available() and runtime:
         assert count == torch.cuda.device_count()
+
+
+def test_native_stub_names_what_the_extension_offers() -> None:
+    if _extension.why_missing():
+        pytest.skip(str(_extension.why_missing()))
+    from pfgm_fast import _C
+
+    stub = ast.parse((Path(__file__).parent.parent / "pfgm_fast/_C.pyi").read_text())
+    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert declared == {name for name in vars(_C) if not name.startswith("_")}
 
 
 def test_a_missing_extension_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

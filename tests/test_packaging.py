@@ -30,7 +30,7 @@ def build(tree: Path, out: Path, kind: str = "wheel", **environment: str) -> sub
     return subprocess.run(
         [sys.executable, "-c", BUILD_HOOK, f"build_{kind}", str(out)],
         cwd=tree,
-        env={**os.environ, "PFGM_CUDA": "off", **environment},
+        env={**os.environ, "PFGM_EXT": "auto", "PFGM_CUDA": "off", "PFGM_SANITIZE": "0", **environment},
         capture_output=True,
         text=True,
     )

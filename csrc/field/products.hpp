@@ -17,7 +17,7 @@ template <class T, class E> PFGM_INLINE Vec<T> widen(const E* y) {
 // Copies rows into a block of row length `ld` (zeros behind N), less `center`; squared norms too, and returns the largest.
 template <class T, class E>
 T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict center, T* __restrict block, int64_t ld, T* norms) {
-  constexpr int W = Types<T>::W, AHEAD = 2048 / sizeof(E);
+  constexpr int W = Types<T>::W;
   T largest = 0;
   for (int64_t j = 0; j < rows; ++j) {
     const E* y = data + j * N;
@@ -26,7 +26,6 @@ T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict ce
     T rest = 0;
     int64_t n = 0;
     for (; n + W <= N; n += W) {
-      __builtin_prefetch(y + n + AHEAD);
       const Vec<T> v = widen<T>(y + n) - load(center + n);
       store(out + n, v);
       square += v * v;
@@ -43,15 +42,23 @@ T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict ce
 }
 
 constexpr int ROWS = PFGM_LANES == 16 ? 12 : 6;  // data rows in a register tile of scores
-constexpr int DEPTH = 128;                       // terms in one running sum
+// Terms in one running sum: a short sum rounds less, and is added to the rest more often.
+PFGM_INLINE int64_t terms(int64_t N) { return N < 1024 ? 64 : 128; }
+
+// Where the next block of data lies: it is fetched into the second cache while this one is worked on, `stride` bytes a term.
+struct Ahead {
+  const char* at;
+  int64_t stride;
+};
 
 // scores[j] (+)= sum over `depth` terms, for R rows of data; the first part starts from norms.
 template <bool products, bool first, int R, class T>
-PFGM_INLINE void score_rows(const T* panel, const T* y, int64_t ld, int64_t depth, const T* norms, T* scores) {
+PFGM_INLINE void score_rows(const T* panel, const T* y, int64_t ld, int64_t depth, const T* norms, T* scores, Ahead ahead) {
   Vec<T> acc[R][GROUPS];
   for (int j = 0; j < R; ++j)
     for (int v = 0; v < GROUPS; ++v) acc[j][v] = Vec<T>{};
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; ++k, ahead.at += ahead.stride) {
+    __builtin_prefetch(ahead.at, 0, 2);
     Vec<T> x[GROUPS];
     for (int v = 0; v < GROUPS; ++v) x[v] = load(panel + k * QW<T> + v * Types<T>::W);
 #pragma GCC unroll 12
@@ -77,20 +84,20 @@ PFGM_INLINE void score_rows(const T* panel, const T* y, int64_t ld, int64_t dept
 }
 
 template <bool products, bool first, class T>
-void score_depth(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t depth, const T* norms, T* scores) {
+void score_depth(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t depth, const T* norms, T* scores, Ahead& ahead) {
   int64_t j = 0;
-  for (; j + ROWS <= rows; j += ROWS)
-    score_rows<products, first, ROWS>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>);
-  for (; j < rows; ++j) score_rows<products, first, 1>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>);
+  for (; j + ROWS <= rows; j += ROWS, ahead.at += depth * ahead.stride)
+    score_rows<products, first, ROWS>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>, ahead);
+  for (; j < rows; ++j) score_rows<products, first, 1>(panel, y + j * ld, ld, depth, norms + j, scores + j * QW<T>, ahead);
 }
 
 // scores (rows, QW) = |y|^2 - 2 x.y from a panel of -2 x, or |x - y|^2.
 template <bool products, class T>
-void score_block(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t N, const T* norms, T* scores) {
-  for (int64_t k = 0; k < N; k += DEPTH) {
-    const int64_t depth = N - k < DEPTH ? N - k : DEPTH;
-    if (k) score_depth<products, false>(panel + k * QW<T>, y + k, ld, rows, depth, norms, scores);
-    else score_depth<products, true>(panel, y, ld, rows, depth, norms, scores);
+void score_block(const T* panel, const T* y, int64_t ld, int64_t rows, int64_t N, const T* norms, T* scores, Ahead& ahead) {
+  for (int64_t k = 0; k < N; k += terms(N)) {
+    const int64_t depth = N - k < terms(N) ? N - k : terms(N);
+    if (k) score_depth<products, false>(panel + k * QW<T>, y + k, ld, rows, depth, norms, scores, ahead);
+    else score_depth<products, true>(panel, y, ld, rows, depth, norms, scores, ahead);
   }
 }
 
@@ -121,17 +128,19 @@ PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, cons
     }
 }
 
-// Adds the picked rows of a block to the sums of one group of lanes (W, ld).
+// Adds the picked rows of a block to the sums of one group of lanes (W, ld); V columns at a time stay in the first cache.
+template <int V, class T>
+PFGM_INLINE void sum_columns(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+  for (int q = 0; q < Types<T>::W; q += QUERIES<T>) sum_rows<V>(weights + q, pick, count, y, ld, sums + q * ld, ld);
+}
+
 template <class T>
 void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
   constexpr int W = Types<T>::W, V = PFGM_LANES == 4 ? 2 : 3;
-  for (int q = 0; q < W; q += QUERIES<T>) {
-    int64_t n = 0;
-    for (; n + V * W <= ld && ld - n != (V + 1) * W; n += V * W)
-      sum_rows<V>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
-    for (; n + 2 * W <= ld; n += 2 * W) sum_rows<2>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
-    for (; n < ld; n += W) sum_rows<1>(weights + q, pick, count, y + n, ld, sums + q * ld + n, ld);
-  }
+  int64_t n = 0;
+  for (; n + V * W <= ld && ld - n != (V + 1) * W; n += V * W) sum_columns<V>(weights, pick, count, y + n, ld, sums + n);
+  for (; n + 2 * W <= ld; n += 2 * W) sum_columns<2>(weights, pick, count, y + n, ld, sums + n);
+  for (; n < ld; n += W) sum_columns<1>(weights, pick, count, y + n, ld, sums + n);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ using pfgm::Element;
 constexpr int NARROW = 16;         // largest N that is held in registers
 constexpr int64_t HAND_OVER = 64;  // blocks after which sums go from T to double
 constexpr int64_t NARROW_ROWS = 128;
+constexpr int64_t BLOCK_BYTES = int64_t(512) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
 
@@ -22,7 +23,7 @@ template <class T> int64_t row_length(int64_t N) {
 
 template <class T> int64_t block_rows(int64_t N) {
   if (N <= NARROW) return NARROW_ROWS;
-  const int64_t rows = (int64_t(640) << 10) / int64_t(sizeof(T)) / row_length<T>(N) / ROWS * ROWS;
+  const int64_t rows = BLOCK_BYTES / int64_t(sizeof(T)) / row_length<T>(N) / ROWS * ROWS;
   return rows < 3 * ROWS ? 3 * ROWS : rows > 16 * ROWS ? 16 * ROWS : rows;
 }
 
@@ -30,7 +31,7 @@ template <class T> int64_t block_rows(int64_t N) {
 template <class T>
 struct Workspace {
   T *center, *block, *norms, *scores, *masses, *sums;
-  double* logs;
+  double *logs, *query;
   int32_t *pick, *list;  // rows of the block: with weight in some lane; delicate, by lane
   int* listed;
   Softmax<T>* state;
@@ -51,6 +52,7 @@ struct Workspace {
     take(masses, rows);
     take(sums, tiles * QW<T> * ld);
     take(logs, rows);
+    take(query, N);
     take(pick, rows);
     take(list, rows * QW<T>);
     take(listed, QW<T>);
@@ -64,6 +66,7 @@ struct Run {
   Workspace<T> ws;
   Shape<T> shape;
   int64_t ld, rows;
+  Ahead ahead;
 };
 
 template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
@@ -101,9 +104,9 @@ template <class T> void add_listed(Run<T>& run, const Tile<T>& tile, int64_t fir
     run.ws.listed[q] = 0;
     const int32_t* pick = run.ws.list + q * run.rows;
     switch (run.sweep.element) {
-      case Element::f32: add_exactly<T, float>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
-      case Element::f64: add_exactly<T, double>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
-      case Element::u8: add_exactly<T, uint8_t>(run.sweep, tile, q, first, pick, count, run.ws.logs); break;
+      case Element::f32: add_exactly<T, float>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
+      case Element::f64: add_exactly<T, double>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
+      case Element::u8: add_exactly<T, uint8_t>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
     }
   }
 }
@@ -140,8 +143,8 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
   const Tile<T>& tile = run.sweep.tile[t];
   Softmax<T>& st = run.ws.state[t];
   T* sums = run.ws.sums + t * QW<T> * run.ld;
-  if (run.shape.products) score_block<true>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores);
-  else score_block<false>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores);
+  if (run.shape.products) score_block<true>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores, run.ahead);
+  else score_block<false>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores, run.ahead);
   for (int at = 0; at < QW<T>; at += W) {
     Vec<T> lowest = broadcast(Types<T>::huge), factor;
     for (int64_t j = 0; j < n; ++j) lowest = least(lowest, load(run.ws.scores + j * QW<T> + at));
@@ -202,6 +205,11 @@ template <class T> T pack_block(Run<T>& run, int64_t first, int64_t n) {
   }
 }
 
+template <class T> Ahead look_ahead(const Sweep<T>& sweep, int64_t first) {
+  const int64_t size = sweep.element == Element::u8 ? 1 : sweep.element == Element::f32 ? 4 : 8;
+  return {static_cast<const char*>(sweep.data) + first * sweep.N * size, (size * ROWS + sweep.tiles - 1) / sweep.tiles};
+}
+
 template <Kernel kernel, bool masses, class T> auto tile_function(int64_t N) {
   using Function = void (*)(Run<T>&, int64_t, int64_t, int64_t);
   if (N > NARROW) return Function(&wide_tile<kernel, masses, T>);
@@ -229,6 +237,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
   for (int64_t first = sweep.begin; first < sweep.end; first += run.rows, ++blocks) {
     const int64_t n = sweep.end - first < run.rows ? sweep.end - first : run.rows;
     const double here = pack_block(run, first, n);
+    run.ahead = look_ahead(sweep, first + n);
     const bool fits = here < Types<T>::safe;
     const bool grew = fits && run.shape.products && here > largest;
     if (grew) largest = here;
@@ -246,14 +255,18 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
 
 template <class T> bool uses_products(int64_t N) { return sizeof(T) == 4 && N > NARROW; }
 
+// Rounding of |y|^2 - 2 x.y in units of its terms: 4.5 standard deviations, measured on data that lie close to the query.
+double product_error(double N) {
+  const double depth = std::fmin(N, double(terms(int64_t(N)))), count = N / depth;
+  return 4.5 * (0.16 * std::sqrt(depth / count) + 0.1 * std::sqrt(count));
+}
+
 template <class T> void sweep_all(const Sweep<T>& sweep, void* workspace) {
-  Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N)};
+  Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N), {}};
   Shape<T>& shape = run.shape;
   shape.power = T(sweep.power);
   shape.products = uses_products<T>(sweep.N);
-  // rounding of a running sum of DEPTH terms and of the sum of those; of a short sum of squares
-  const double depth = sweep.N < DEPTH ? double(sweep.N) : DEPTH;
-  shape.error = Types<T>::half_epsilon * (shape.products ? 2 + 0.1 * std::sqrt(depth) + 0.1 * std::sqrt(sweep.N / depth) : 3 + 0.5 * sweep.N);
+  shape.error = Types<T>::half_epsilon * (shape.products ? product_error(double(sweep.N)) : 3 + 0.5 * sweep.N);
   for (int64_t n = 0; n < run.ld; ++n) run.ws.center[n] = n < sweep.N ? T(sweep.center[n]) : 0;
   std::memset(run.ws.sums, 0, sizeof(T) * sweep.tiles * QW<T> * run.ld);
   std::memset(run.ws.listed, 0, sizeof(int) * QW<T>);
