@@ -159,7 +159,7 @@ def tolerance(truth: Truth, eps: float, loose: float) -> Array:
     """The error allowed in a log weight: `loose` in float32; in float64 1e-5 of that and its rounding."""
     if eps > 1e-10:
         return np.full(len(truth.log_sum), loose, Real)
-    rounded: Array = loose * 1e-5 + 8 * eps * np.abs(truth.log_sum)
+    rounded = Real(loose * 1e-5) + Real(8 * eps) * np.abs(truth.log_sum)
     return rounded
 
 
@@ -206,7 +206,7 @@ def check_weights(weights: Tensor, indices: Tensor, truth: Truth, eps: float) ->
 
 
 def check_score(got: Tensor, truth: Truth, eps: float) -> None:
-    """score * sigma^2 under the bound of x_hat, times sigma^2 sum_j w_j c_j where that is above 1 (D = inf: it is 1)."""
+    """score * sigma^2 under the bound of x_hat, times sigma^2 sum_j w_j c_j where that is above 1 (D = inf: 1)."""
     size = np.maximum(1, truth.pull * truth.sigma**2)
     error = norm(values(got) - truth.score) * truth.sigma**2
     bounded("score * sigma^2", error, size * mean_bound(truth, eps))

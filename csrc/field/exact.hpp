@@ -29,34 +29,39 @@ template <class E> double squared_distance(const double* __restrict x, const E* 
   return part[0];
 }
 
-// Adds rows `first + pick[i]` of the data to the sums of lane q; `logs` and `query` are room for `count` and N numbers.
-template <class T, class E>
-void add_exactly(const pfgm::Sweep<T>& sweep, const pfgm::Tile<T>& tile, int q, int64_t first, const int32_t* pick, int count, double* logs,
-                 double* query) {
+// Squared distance of row j of the data to a query in the units of `raw`.
+template <class T> double exact_distance(const pfgm::Sweep<T>& sweep, const double* query, int64_t j) {
+  const int64_t at = j * sweep.N;
+  switch (sweep.element) {
+    case pfgm::Element::f32: return squared_distance(query, static_cast<const float*>(sweep.data) + at, sweep.N);
+    case pfgm::Element::f64: return squared_distance(query, static_cast<const double*>(sweep.data) + at, sweep.N);
+    default: return squared_distance(query, static_cast<const uint8_t*>(sweep.data) + at, sweep.N);
+  }
+}
+
+template <class T> double exact_value(const pfgm::Sweep<T>& sweep, int64_t at) {
+  switch (sweep.element) {
+    case pfgm::Element::f32: return raw(static_cast<const float*>(sweep.data)[at]);
+    case pfgm::Element::f64: return raw(static_cast<const double*>(sweep.data)[at]);
+    default: return raw(static_cast<const uint8_t*>(sweep.data)[at]);
+  }
+}
+
+// Adds rows [first, first + n) of the data to the sums of lane q, all in double: for numbers out of the range of T.
+template <class T>
+void add_exactly(const pfgm::Sweep<T>& sweep, const pfgm::Tile<T>& tile, int q, int64_t first, int64_t n, double* query) {
   pfgm::Accumulator& acc = tile.accumulator[q];
   const int64_t N = sweep.N;
-  const E* data = static_cast<const E*>(sweep.data);
-  double best = acc.reference;
-  for (int64_t n = 0; n < N; ++n) query[n] = tile.x[q][n] * sweep.unit;
-  for (int i = 0; i < count; ++i) {
-    const int64_t j = first + pick[i];
-    const double ratio = squared_distance(query, data + j * N, N) / tile.scale[q];
-    logs[i] = (sweep.log_weights ? sweep.log_weights[j] : 0) - (std::isinf(sweep.power) ? ratio : sweep.power * std::log1p(ratio));
-    best = logs[i] > best ? logs[i] : best;
-  }
-  if (!(best > -INFINITY)) return;
-  if (best > acc.reference) {
-    const double keep = std::exp(acc.reference - best);
-    acc.reference = best;
-    acc.total *= keep;
-    for (int64_t n = 0; n < N; ++n) acc.sum[n] *= keep;
-  }
-  for (int i = 0; i < count; ++i) {
-    if (logs[i] < best - sweep.negligible) continue;
-    const double w = std::exp(logs[i] - best);
-    const E* y = data + (first + pick[i]) * N;
-    acc.total += w;
-    for (int64_t n = 0; n < N; ++n) acc.sum[n] += w * (raw(y[n]) - sweep.center[n]);
+  for (int64_t k = 0; k < N; ++k) query[k] = tile.x[q][k] * sweep.unit;
+  for (int64_t j = first; j < first + n; ++j) {
+    const double ratio = exact_distance(sweep, query, j) / tile.scale[q];
+    const double log = (sweep.log_weights ? sweep.log_weights[j] : 0) - (std::isinf(sweep.power) ? ratio : sweep.power * std::log1p(ratio));
+    if (!(log >= acc.reference - sweep.negligible) || std::isinf(log)) continue;
+    const double top = log > acc.reference ? log : acc.reference;
+    const double keep = std::exp(acc.reference - top), share = std::exp(log - top);
+    acc.reference = top;
+    acc.total = acc.total * keep + share;
+    for (int64_t k = 0; k < N; ++k) acc.sum[k] = acc.sum[k] * keep + share * (exact_value(sweep, j * N + k) - sweep.center[k]);
   }
 }
 

@@ -23,8 +23,9 @@ struct Types<float> {
   static constexpr int W = PFGM_LANES;
   typedef PFGM_VECTOR(float, BYTES) vec;
   typedef PFGM_VECTOR(int32_t, BYTES) ivec;
+  typedef PFGM_VECTOR(uint32_t, BYTES) bits;
   typedef PFGM_LOOSE(float, BYTES) loose;
-  typedef int32_t integer;
+  typedef uint32_t integer;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float half_epsilon = 0x1p-24f, magic = 0x1.8p23f, huge = 3e38f, safe = 1e30f, least_exponent = -125.5f;
   static constexpr integer sqrt_half = 0x3f3504f3, magic_bits = 0x4b400000;
@@ -34,8 +35,9 @@ struct Types<double> {
   static constexpr int W = PFGM_LANES / 2;
   typedef PFGM_VECTOR(double, BYTES) vec;
   typedef PFGM_VECTOR(int64_t, BYTES) ivec;
+  typedef PFGM_VECTOR(uint64_t, BYTES) bits;
   typedef PFGM_LOOSE(double, BYTES) loose;
-  typedef int64_t integer;
+  typedef uint64_t integer;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double half_epsilon = 0x1p-53, magic = 0x1.8p52, huge = 1e308, safe = 1e280, least_exponent = -1021.5;
   static constexpr integer sqrt_half = 0x3fe6a09e667f3bcdLL, magic_bits = 0x4338000000000000LL;
@@ -43,6 +45,7 @@ struct Types<double> {
 
 template <class T> using Vec = typename Types<T>::vec;
 template <class T> using IVec = typename Types<T>::ivec;
+template <class T> using Bits = typename Types<T>::bits;  // arithmetic that may wrap, in lanes whose result is thrown away
 
 template <class T> PFGM_INLINE Vec<T> load(const T* p) { return (Vec<T>)*(const typename Types<T>::loose*)p; }
 template <class T> PFGM_INLINE void store(T* p, Vec<T> v) { *(typename Types<T>::loose*)p = (typename Types<T>::loose)v; }
@@ -114,8 +117,9 @@ PFGM_INLINE Vec<double> exp2_fraction(Vec<double> r) {
 template <class T> PFGM_INLINE Vec<T> log2_1p(Vec<T> u) {
   using K = Types<T>;
   const Vec<T> x = u + T(1), lost = u - (x - T(1));
-  const IVec<T> bits = (IVec<T>)x, exponent = (bits - K::sqrt_half) >> K::mantissa;
-  const Vec<T> m = (Vec<T>)(bits - (exponent << K::mantissa));
+  const Bits<T> bits = (Bits<T>)x;
+  const IVec<T> exponent = (IVec<T>)(bits - K::sqrt_half) >> K::mantissa;
+  const Vec<T> m = (Vec<T>)(bits - ((Bits<T>)exponent << K::mantissa));
   return (log_mantissa(m - T(1)) + lost) * T(1.44269504088896341) + __builtin_convertvector(exponent, Vec<T>);
 }
 
@@ -124,8 +128,8 @@ template <class T> PFGM_INLINE Vec<T> exp2_of(Vec<T> y) {
   using K = Types<T>;
   const Vec<T> clamped = greatest(y, broadcast(K::least_exponent));
   const Vec<T> shifted = clamped + K::magic, r = clamped - (shifted - K::magic);
-  const IVec<T> exponent = (IVec<T>)shifted - K::magic_bits;
-  const Vec<T> power = (Vec<T>)((IVec<T>)exp2_fraction(r) + (exponent << K::mantissa));
+  const Bits<T> exponent = (Bits<T>)shifted - K::magic_bits;
+  const Vec<T> power = (Vec<T>)((Bits<T>)exp2_fraction(r) + (exponent << K::mantissa));
   return y > K::least_exponent ? power : Vec<T>{};
 }
 

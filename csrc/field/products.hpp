@@ -1,6 +1,5 @@
 // Blocked products: a block of data, widened and centred, against a tile of queries.
 #pragma once
-#include "field/exact.hpp"
 #include "field/softmax.hpp"
 
 namespace {

@@ -1,13 +1,12 @@
 // The running softmax of one tile: reference, thresholds and weights, one query in each lane.
 //
 // `score` s stands for the squared distance less the lane's constant `norm`. Three things can happen to a pair, by its score alone:
-// beyond `band` its weight is an exact zero; between `low` and `high` the score is precise enough for the sum in T; else it goes to
-// the list of delicate pairs, whose distances are taken again by differences in double (exact.hpp).
+// beyond `band` its weight is an exact zero; between `low` and `high` the score is precise enough; else it is a delicate pair, whose
+// distance is taken again by differences in double.
 #pragma once
 #include <cmath>
 
-#include "field/lanes.hpp"
-#include "field/sweep.hpp"
+#include "field/exact.hpp"
 
 namespace {
 using pfgm::Sweep;
@@ -30,6 +29,7 @@ struct Softmax {
   alignas(64) T constant[QW<T>];  // norm + scale
   alignas(64) T slack[QW<T>];     // twice the error of a score
   alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
+  double distance[QW<T>];         // squared distance that the sums are relative to: reference + norm, without its rounding
   double largest;                 // squared norm of data so far
 };
 
@@ -87,6 +87,7 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
   for (int q = 0; q < QW<T>; ++q) {
     const bool idle = !tile.accumulator[q].sum;
     st.lowest[q] = st.reference[q] = Types<T>::huge;
+    st.distance[q] = 0;
     st.level[q] = -Types<T>::huge;
     st.total[q] = 0;
     st.constant[q] = tile.exact[q] ? T(1) : T(tile.norm[q] + tile.scale[q]);
@@ -98,49 +99,69 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
   set_precision(st, sweep, tile, shape);
 }
 
-// Takes the lowest score of a block; true if sums must be multiplied by `factor`, lane by lane.
+// How the scores of one group of lanes are read: those within [low, cut], relative to `reference`.
+template <class T>
+struct Frame {
+  Vec<T> reference, low, cut;
+};
+
+template <class T> constexpr unsigned ALL = (1u << Types<T>::W) - 1;
+
+// Takes the lowest score of a block. Returns whether sums must be multiplied by `factor`, lane by lane.
 template <Kernel kernel, bool masses, class T>
-PFGM_INLINE bool settle(Softmax<T>& st, int at, Vec<T> lowest, T power, Vec<T>& factor) {
+PFGM_INLINE bool settle(Softmax<T>& st, const Tile<T>& tile, int at, Vec<T> lowest, T power, Vec<T>& factor) {
   constexpr Kernel smooth = kernel == Kernel::gauss ? kernel : Kernel::general;
-  constexpr unsigned all = (1u << Types<T>::W) - 1;
+  factor = broadcast(T(1));
   lowest = least(load(st.lowest + at), lowest);
   const Vec<T> before = load(st.reference + at), constant = load(st.constant + at), slack = load(st.slack + at);
   const Vec<T> reference = least(before, greatest(lowest, load(st.low + at))), reach = load(st.reach + at);
   store(st.lowest + at, lowest);
-  store(st.reference + at, reference);
   if constexpr (kernel == Kernel::gauss) store(st.band + at, lowest + slack + reach);
   else store(st.band + at, lowest + slack + (lowest + slack + constant) * reach);
-  if constexpr (kernel != Kernel::gauss) store(st.rate + at, T(1) / (reference + constant));
-  if (at_most(before, reference) == all) return false;
+  const unsigned same = at_most(before, reference);
+  if (same == ALL<T>) return false;
+  store(st.reference + at, reference);
+  if constexpr (kernel != Kernel::gauss) store(st.rate + at, reference < before ? T(1) / (reference + constant) : load(st.rate + at));
+  for (int q = at; q < at + Types<T>::W; ++q)
+    if (st.reference[q] != before[q - at]) st.distance[q] = st.reference[q] + tile.norm[q];
   const Vec<T> moved = log2_weight<smooth, T>(before, reference, load(st.rate + at), power);
-  const auto known = before < broadcast(Types<T>::huge);
+  const auto kept = before < broadcast(Types<T>::huge) && reference < before;
   if constexpr (masses) {
-    store(st.level + at, load(st.level + at) + (known ? moved : Vec<T>{}));
+    store(st.level + at, load(st.level + at) + (kept ? moved : Vec<T>{}));
     return false;
   }
-  factor = known ? exp2_of<T>(moved) : Vec<T>{};
-  const Vec<T> total = load(st.total + at);
-  store(st.total + at, total * factor);
-  return at_most(total, Vec<T>{}) != all;
+  factor = before < broadcast(Types<T>::huge) ? (kept ? exp2_of<T>(moved) : factor) : Vec<T>{};
+  return true;
 }
 
-// With log masses a_j: turns scores into log2 weights in place and moves the level up to the largest.
+// The same for a lane whose nearest datum is known to double precision; returns the factor of its sums.
+template <bool masses, class T> T settle_exactly(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, int q, double distance) {
+  const double before = st.distance[q], scale = tile.scale[q];
+  const bool first = !(st.reference[q] < Types<T>::huge);
+  st.distance[q] = distance;
+  st.reference[q] = T(distance - tile.norm[q]);
+  if (!std::isinf(sweep.power)) st.rate[q] = T(1 / (distance + scale));
+  if (first) return masses ? 1 : 0;
+  const double log = std::isinf(sweep.power) ? (distance - before) / scale : -sweep.power * std::log((before + scale) / (distance + scale));
+  if (!masses) return T(std::exp(log));
+  st.level[q] += T(log * 1.44269504088896341);
+  return 1;
+}
+
+// With log masses a_j: moves the level up to the largest log2 weight.
 template <Kernel kernel, class T>
-PFGM_INLINE bool raise_level(Softmax<T>& st, int at, T* scores, int64_t n, const T* masses, T power, Vec<T>& factor) {
-  const Vec<T> reference = load(st.reference + at), rate = load(st.rate + at), low = load(st.low + at);
-  const Vec<T> cut = least(load(st.band + at), load(st.high + at)), before = load(st.level + at);
+PFGM_INLINE bool raise_level(Softmax<T>& st, int at, const T* scores, int64_t n, const T* masses, const Frame<T>& frame, T power, Vec<T>& factor) {
+  const Vec<T> rate = load(st.rate + at), before = load(st.level + at);
   Vec<T> level = before;
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> s = load(scores + j * QW<T>);
-    if (!at_most(s, cut)) continue;
-    const Vec<T> y = masses[j] + log2_weight<kernel, T>(s, reference, rate, power);
-    level = greatest(level, s <= cut && s >= low ? y : broadcast(-Types<T>::huge));
+    if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
+    const Vec<T> y = masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, power);
+    level = greatest(level, s <= frame.cut && s >= frame.low ? y : broadcast(-Types<T>::huge));
   }
   store(st.level + at, level);
   factor = exp2_of<T>(before - level);
-  const Vec<T> total = load(st.total + at);
-  store(st.total + at, total * factor);
-  return at_most(level, before) != (1u << Types<T>::W) - 1;
+  return at_most(level, before) != ALL<T>;
 }
 
 // Adds what a tile has summed to its accumulators; sum(q, n) is lane q's sum in T.
@@ -149,8 +170,8 @@ void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, Sum s
   for (int q = 0; q < QW<T>; ++q) {
     pfgm::Accumulator& acc = tile.accumulator[q];
     if (!acc.sum || !(st.total[q] > 0)) continue;
-    const double rho = double(st.reference[q]) + tile.norm[q];
-    double reference = std::isinf(sweep.power) ? -rho / tile.scale[q] : -sweep.power * std::log1p(rho / tile.scale[q]);
+    const double ratio = st.distance[q] / tile.scale[q];
+    double reference = std::isinf(sweep.power) ? -ratio : -sweep.power * std::log1p(ratio);
     if (masses) reference += st.level[q] * 0.69314718055994531 + sweep.top_log_weight;
     const double top = reference > acc.reference ? reference : acc.reference;
     const double keep = std::exp(acc.reference - top), share = std::exp(reference - top);

@@ -1,7 +1,6 @@
 // One sweep of some tiles of queries over some rows of data; compiled once for each instruction set.
 #include <cstring>
 
-#include "field/exact.hpp"
 #include "field/products.hpp"
 #include "field/softmax.hpp"
 
@@ -31,13 +30,14 @@ template <class T> int64_t block_rows(int64_t N) {
 template <class T>
 struct Workspace {
   T *center, *block, *norms, *scores, *masses, *sums;
-  double *logs, *query;
-  int32_t *pick, *list;  // rows of the block: with weight in some lane; delicate, by lane
+  double *query, *distance;  // of the delicate rows
+  int32_t *pick, *list;      // rows of the block: with weight in some lane; delicate, by lane of a group
   int* listed;
   Softmax<T>* state;
   int64_t bytes;
 
   Workspace(int64_t N, int64_t tiles, char* base) {
+    constexpr int W = Types<T>::W;
     const int64_t ld = row_length<T>(N), rows = block_rows<T>(N);
     char* at = base;
     auto take = [&](auto*& p, int64_t count) {
@@ -51,11 +51,11 @@ struct Workspace {
     take(scores, rows * QW<T>);
     take(masses, rows);
     take(sums, tiles * QW<T> * ld);
-    take(logs, rows);
     take(query, N);
+    take(distance, rows * W);
     take(pick, rows);
-    take(list, rows * QW<T>);
-    take(listed, QW<T>);
+    take(list, rows * W);
+    take(listed, W);
     bytes = at - base;
   }
 };
@@ -74,67 +74,87 @@ template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
   return at_most(load(st.low + at), load(st.lowest + at)) != all || at_most(load(st.band + at), load(st.high + at)) != all;
 }
 
-template <class T> void list_delicate(Run<T>& run, const Softmax<T>& st, int at, int64_t n) {
+// Lists the delicate pairs of a block by lane; false if there are none.
+template <class T> bool list_delicate(Run<T>& run, const Softmax<T>& st, int at, int64_t n) {
   const Vec<T> band = load(st.band + at), low = load(st.low + at), high = load(st.high + at);
+  unsigned any = 0;
+  std::memset(run.ws.listed, 0, sizeof(int) * Types<T>::W);
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
     unsigned bits = at_most(s, band);
     if (bits) bits &= ~(at_most(low, s) & at_most(s, high));
+    any |= bits;
     for (; bits; bits &= bits - 1) {
-      const int q = at + __builtin_ctz(bits);
+      const int q = __builtin_ctz(bits);
       run.ws.list[q * run.rows + run.ws.listed[q]++] = int32_t(j);
     }
   }
+  return any;
 }
 
-// Every pair of a block whose numbers are too large for T.
-template <class T> void add_listed(Run<T>& run, const Tile<T>& tile, int64_t first);
-template <class T> void add_all(Run<T>& run, const Tile<T>& tile, int64_t first, int64_t n) {
-  for (int q = 0; q < QW<T>; ++q) {
-    run.ws.listed[q] = tile.accumulator[q].sum ? int(n) : 0;
-    for (int64_t j = 0; j < n; ++j) run.ws.list[q * run.rows + j] = int32_t(j);
-  }
-  add_listed(run, tile, first);
-}
-
-template <class T> void add_listed(Run<T>& run, const Tile<T>& tile, int64_t first) {
-  for (int q = 0; q < QW<T>; ++q) {
-    const int count = run.ws.listed[q];
-    if (!count) continue;
-    run.ws.listed[q] = 0;
-    const int32_t* pick = run.ws.list + q * run.rows;
-    switch (run.sweep.element) {
-      case Element::f32: add_exactly<T, float>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
-      case Element::f64: add_exactly<T, double>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
-      case Element::u8: add_exactly<T, uint8_t>(run.sweep, tile, q, first, pick, count, run.ws.logs, run.ws.query); break;
+// Puts exact scores in the place of the delicate ones: all scores of the group become relative to the lane's reference.
+template <bool masses, class T>
+Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T>& factor) {
+  const Sweep<T>& sweep = run.sweep;
+  Workspace<T>& ws = run.ws;
+  Frame<T> frame{Vec<T>{}, broadcast(T(-INFINITY)), load(st.band + at)};
+  for (int q = 0; q < Types<T>::W; ++q) {
+    if (!ws.listed[q]) continue;
+    if (tile.exact[at + q]) {
+      add_exactly(sweep, tile, at + q, first, n, ws.query);
+      frame.cut[q] = -INFINITY;
+      ws.listed[q] = 0;
+      continue;
     }
+    for (int64_t k = 0; k < sweep.N; ++k) ws.query[k] = tile.x[at + q][k] * sweep.unit;
+    double nearest = INFINITY;
+    for (int i = 0; i < ws.listed[q]; ++i) {
+      const double distance = exact_distance(sweep, ws.query, first + ws.list[q * run.rows + i]);
+      ws.distance[q * run.rows + i] = distance;
+      nearest = distance < nearest ? distance : nearest;
+    }
+    if (!(st.reference[at + q] < Types<T>::huge) || nearest < st.distance[at + q])
+      factor[q] *= settle_exactly<masses>(st, sweep, tile, at + q, nearest);
   }
+  const Vec<T> reference = load(st.reference + at);
+  frame.cut -= reference;
+  for (int64_t j = 0; j < n; ++j) store(ws.scores + j * QW<T> + at, load(ws.scores + j * QW<T> + at) - reference);
+  for (int q = 0; q < Types<T>::W; ++q)
+    for (int i = 0; i < ws.listed[q]; ++i)
+      ws.scores[ws.list[q * run.rows + i] * QW<T> + at + q] = T(ws.distance[q * run.rows + i] - st.distance[at + q]);
+  return frame;
 }
 
-// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero; returns their sum.
+// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero.
 template <Kernel kernel, bool masses, class T, class Add>
-PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, Add add) {
-  const Vec<T> reference = load(st.reference + at), rate = load(st.rate + at), low = load(st.low + at);
-  const Vec<T> cut = least(load(st.band + at), load(st.high + at)), level = load(st.level + at);
+PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Frame<T>& frame, Add add) {
+  const Vec<T> rate = load(st.rate + at), level = load(st.level + at);
   Vec<T> total{};
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
-    if (!(at_most(s, cut) & at_most(low, s))) continue;
+    if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
     Vec<T> w;
-    if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, reference, rate, run.shape.power) - level);
-    else w = weight<kernel, T>(s, reference, rate, run.shape);
-    w = s <= cut && s >= low ? w : Vec<T>{};
+    if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, run.shape.power) - level);
+    else w = weight<kernel, T>(s, frame.reference, rate, run.shape);
+    w = s <= frame.cut && s >= frame.low ? w : Vec<T>{};
     total += w;
     add(j, w);
   }
   store(st.total + at, load(st.total + at) + total);
 }
 
+// Settles the reference of a group for a block; returns whether its sums must be multiplied by `factor`.
 template <Kernel kernel, bool masses, class T>
-PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, int at, int64_t n, Vec<T> lowest, Vec<T>& factor) {
-  bool rescale = settle<kernel, masses, T>(st, at, lowest, run.shape.power, factor);
-  if constexpr (masses) rescale = raise_level<kernel, T>(st, at, run.ws.scores + at, n, run.ws.masses, run.shape.power, factor);
-  if (__builtin_expect(has_delicate(st, at), 0)) list_delicate(run, st, at, n);
+PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T> lowest,
+                               Frame<T>& frame, Vec<T>& factor) {
+  bool rescale = settle<kernel, masses, T>(st, tile, at, lowest, run.shape.power, factor);
+  frame = {load(st.reference + at), load(st.low + at), least(load(st.band + at), load(st.high + at))};
+  if (__builtin_expect(has_delicate(st, at), 0) && list_delicate(run, st, at, n)) {
+    frame = take_exactly<masses>(run, st, tile, at, first, n, factor);
+    rescale = true;
+  }
+  if constexpr (masses) rescale = raise_level<kernel, T>(st, at, run.ws.scores + at, n, run.ws.masses, frame, run.shape.power, factor);
+  if (rescale) store(st.total + at, load(st.total + at) * factor);
   return rescale;
 }
 
@@ -147,19 +167,19 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
   else score_block<false>(tile.panel, run.ws.block, run.ld, n, run.sweep.N, run.ws.norms, run.ws.scores, run.ahead);
   for (int at = 0; at < QW<T>; at += W) {
     Vec<T> lowest = broadcast(Types<T>::huge), factor;
+    Frame<T> frame;
     for (int64_t j = 0; j < n; ++j) lowest = least(lowest, load(run.ws.scores + j * QW<T> + at));
-    if (prepare_group<kernel, masses, T>(run, st, at, n, lowest, factor))
+    if (prepare_group<kernel, masses, T>(run, st, tile, at, first, n, lowest, frame, factor))
       for (int q = 0; q < W; ++q)
         if (factor[q] != 1)
           for (T *s = sums + (at + q) * run.ld, *end = s + run.ld; s < end; s += W) store(s, load(s) * factor[q]);
     int count = 0;
-    weigh<kernel, masses, T>(run, st, at, n, [&](int64_t j, Vec<T> w) {
+    weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
     });
     if (count) sum_block<T>(run.ws.scores + at, run.ws.pick, count, run.ws.block, run.ld, sums + at * run.ld);
   }
-  add_listed(run, tile, first);
 }
 
 template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& run, int64_t t, int64_t first, int64_t n) {
@@ -170,6 +190,7 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
   const T* y = run.ws.block;
   for (int at = 0; at < QW<T>; at += W) {
     Vec<T> x[N], lowest = broadcast(Types<T>::huge), factor, part[N];
+    Frame<T> frame;
     for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = Vec<T>{};
     for (int64_t j = 0; j < n; ++j) {
       Vec<T> rho{};
@@ -181,15 +202,14 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
       store(run.ws.scores + j * QW<T> + at, rho);
       lowest = least(lowest, rho);
     }
-    if (prepare_group<kernel, masses, T>(run, st, at, n, lowest, factor))
+    if (prepare_group<kernel, masses, T>(run, st, tile, at, first, n, lowest, frame, factor))
       for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) * factor);
-    weigh<kernel, masses, T>(run, st, at, n, [&](int64_t j, Vec<T> w) {
+    weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k) part[k] += w * y[j * N + k];
     });
     for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
   }
-  add_listed(run, tile, first);
 }
 
 template <class T> T pack_block(Run<T>& run, int64_t first, int64_t n) {
@@ -247,7 +267,9 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
         set_precision(run.ws.state[t], sweep, sweep.tile[t], run.shape);
       }
       if (fits) visit(run, t, first, n);
-      else add_all(run, sweep.tile[t], first, n);
+      else
+        for (int q = 0; q < QW<T>; ++q)
+          if (sweep.tile[t].accumulator[q].sum) add_exactly(sweep, sweep.tile[t], q, first, n, run.ws.query);
       if (blocks % HAND_OVER == HAND_OVER - 1 || first + n == sweep.end) hand_over_tile(t);
     }
   }
@@ -269,7 +291,6 @@ template <class T> void sweep_all(const Sweep<T>& sweep, void* workspace) {
   shape.error = Types<T>::half_epsilon * (shape.products ? product_error(double(sweep.N)) : 3 + 0.5 * sweep.N);
   for (int64_t n = 0; n < run.ld; ++n) run.ws.center[n] = n < sweep.N ? T(sweep.center[n]) : 0;
   std::memset(run.ws.sums, 0, sizeof(T) * sweep.tiles * QW<T> * run.ld);
-  std::memset(run.ws.listed, 0, sizeof(int) * QW<T>);
   for (int64_t t = 0; t < sweep.tiles; ++t) start(run.ws.state[t], sweep, sweep.tile[t], shape);
 
   const bool masses = sweep.log_weights;
