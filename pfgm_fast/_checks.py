@@ -51,8 +51,10 @@ def no_grad_needed(name: str, t: Tensor) -> None:
 
 def number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None, finite: bool = True) -> float:
     """`value` as a float within the bounds; bool, str and tensors are refused."""
-    if isinstance(value, (bool, str, Tensor)) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    scalar = isinstance(value, (int, float)) or (hasattr(value, "__float__") and getattr(value, "shape", ()) == ())
+    if isinstance(value, (bool, str, Tensor)) or not scalar:
+        hint = ": use torch.from_numpy" if type(value).__module__ == "numpy" else ""
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}{hint}")
     result = float(value)
     bounds = ["finite"] if finite else []
     bad = result != result or (finite and abs(result) == math.inf)  # as torch.compile can trace it

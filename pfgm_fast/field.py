@@ -160,7 +160,7 @@ class EmpiricalField:
         _checks.no_grad_needed("x", x)
         if x.device != self._data.device:
             raise ValueError(f"x must be on {self._data.device} like the data, got {x.device}")
-        if x.ndim < 2 or x[0:1].numel() // max(1, min(1, len(x))) != self.N * min(1, len(x)):
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.N:
             raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
         _checks.finite("x", x)
         level = _checks.noise_level(sigma, x)

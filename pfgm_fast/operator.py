@@ -46,6 +46,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(backend: str, device: torch.device) -> str:
     """The name of the backend that will run: `backend` itself, or for "auto" the first that can."""
     if backend == "auto":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PAIRS = 1 << 20  # elements of a (rows, M) temporary
-TOLERANCE = 1e-4  # error of a log weight above which a pair is evaluated by differences
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}  # of a log weight; a pair that may be worse is evaluated by differences
 NEGLIGIBLE = 40.0  # nats below the largest log weight at which a pair needs no care
 
 
@@ -52,20 +52,29 @@ def divergence(
 ) -> Tensor:
     """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
 
-    The sums cancel to all digits of float32, so this one is always computed in float64.
+    The sums cancel to all digits of float32, so this one is always computed in float64; where even its products cancel, by differences.
     """
-    x, unit = x.to(scale.dtype), pixel_unit(data)
+    wide, unit = scale.dtype, pixel_unit(data)
     parts = [scale[:0]]
     for rows in row_chunks(len(x), len(data)):
-        xr, sr = x[rows], scale[rows]
+        xr, sr = x[rows].to(wide), scale[rows]
         weights = torch.softmax(logits(xr, sr, data, center, log_weights, _of(segments, rows), power).relative, 1)
         x_hat = average(weights, data, center)
         a, b = xr * unit - center, x_hat * unit - center
         total = torch.zeros_like(sr)
-        for cols, y in blocks(data, center, x.dtype):
-            rho = squared_norm(y) - 2 * a @ y.T + squared_norm(a)[:, None]
-            product = squared_norm(y) - (a + b) @ y.T + (a * b).sum(1, keepdim=True)
-            total += (weights[:, cols] * product * curvature(rho, sr[:, None] * unit**2, power)).sum(1)
+        for cols, y in blocks(data, center, wide):
+            norms, w = squared_norm(y), weights[:, cols]
+            rho = norms - 2 * a @ y.T + squared_norm(a)[:, None]
+            product = norms - (a + b) @ y.T + (a * b).sum(1, keepdim=True)
+            size = norms + squared_norm(a)[:, None] + squared_norm(b)[:, None]
+            error = torch.finfo(wide).eps * math.sqrt(y.shape[1]) * size
+            closest = (rho - error).clamp_min(0)
+            unsafe = w * error * curvature(closest, sr[:, None] * unit**2, power) > TOLERANCE[wide] * w.clamp_min(1e-12)
+            i, j = unsafe.nonzero(as_tuple=True)
+            for p, q in zip(i.split(PAIRS // y.shape[1] + 1), j.split(PAIRS // y.shape[1] + 1), strict=True):
+                rho[p, q] = squared_norm(a[p] - y[q])
+                product[p, q] = ((y[q] - a[p]) * (y[q] - b[p])).sum(1)
+            total += (w * product * curvature(rho, sr[:, None] * unit**2, power)).sum(1)
         parts.append(total)
     return torch.cat(parts)
 
@@ -104,21 +113,22 @@ def logits(
 
     norm = squared_norm(a.to(scale.dtype))[:, None]
     error = product_error(norm, largest, x.dtype, x.shape[1])
-    near = shifted.min(1, keepdim=True)
-    rho = (near.values.to(scale.dtype) + norm).clamp_min(0)
-    delta = shifted - near.values
-    pairs = _delicate(delta, rho, scale, error, prior, power).nonzero(as_tuple=True)
+    near = shifted.min(1, keepdim=True).values
+    rho, delta = (near.to(scale.dtype) + norm).clamp_min(0), shifted - near
+    pairs = _delicate(delta + rho, scale, error, prior, power, x.dtype).nonzero(as_tuple=True)
     if len(pairs[0]):
         exact = _distances(x, data, pairs, scale.dtype)
         closest = torch.full_like(rho[:, 0], math.inf).scatter_reduce(0, pairs[0], exact, "amin")[:, None]
         rho = torch.where(closest.isfinite(), closest, rho)
+        delta = torch.where(closest.isfinite(), (shifted.to(scale.dtype) + norm - rho).to(x.dtype), delta)
         delta[pairs] = (exact - rho[pairs[0], 0]).to(x.dtype)
     # a row's constant stays apart in float64: only differences among contenders are kept in the compute dtype
     kernel = -delta / scale.to(x.dtype) if math.isinf(power) else -power * torch.log1p(delta / (rho + scale).to(x.dtype))
     offset = -rho / scale if math.isinf(power) else -power * torch.log1p(rho / scale)
     top = prior.amax(1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
-    return Logits(kernel + (prior - top).to(x.dtype), (offset + top)[:, 0])
+    empty = torch.where(prior.amax(1) > -math.inf, 0.0, math.nan)
+    return Logits(kernel + (prior - top).to(x.dtype), (offset + top)[:, 0] + empty)
 
 
 def product_error(norm: Tensor, largest: Tensor, dtype: torch.dtype, N: int) -> Tensor:
@@ -132,18 +142,19 @@ def curvature(rho: Tensor, scale: Tensor, power: float) -> Tensor:
     return 2 / scale if math.isinf(power) else 2 * power / (scale + rho)
 
 
-def _delicate(delta: Tensor, rho: Tensor, scale: Tensor, error: Tensor, prior: Tensor, power: float) -> Tensor:
-    """The pairs whose log weight may be wrong by more than TOLERANCE and that may hold weight: (b, M) bool."""
+def _delicate(
+    distance: Tensor, scale: Tensor, error: Tensor, prior: Tensor, power: float, dtype: torch.dtype
+) -> Tensor:
+    """The pairs whose log weight may be wrong by more than the tolerance and that may hold weight: (b, M) bool."""
 
     def log_weight(distance: Tensor) -> Tensor:
         distance = distance.clamp_min(0)
         return prior - (distance / scale if math.isinf(power) else power * torch.log1p(distance / scale))
 
-    distance = delta + rho
     lowest = log_weight(distance + error).amax(1, keepdim=True)
     contends = log_weight(distance - error) >= lowest - NEGLIGIBLE
     closest = (distance - error).clamp_min(0)
-    return contends & (error * curvature(closest, scale, power) / 2 > TOLERANCE)
+    return contends & (error * curvature(closest, scale, power) / 2 > TOLERANCE[dtype])
 
 
 def _distances(x: Tensor, data: Tensor, pairs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:

@@ -159,8 +159,7 @@ def tolerance(truth: Truth, eps: float, loose: float) -> Array:
     """The error allowed in a log weight: `loose` in float32; in float64 1e-5 of that and its rounding."""
     if eps > 1e-10:
         return np.full(len(truth.log_sum), loose, Real)
-    rounded = Real(loose * 1e-5) + Real(8 * eps) * np.abs(truth.log_sum)
-    return rounded
+    return Real(loose * 1e-5) + Real(8 * eps) * np.abs(truth.log_sum)
 
 
 def mean_error(got: Tensor, truth: Truth) -> Array:

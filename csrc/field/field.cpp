@@ -239,8 +239,8 @@ template <class T> void run(const Job<T>& job, std::vector<TileRows<T>>& tiles) 
     const Task<T>& task = tasks[i];
     const Sweep<T> sweep{p.data, p.element, p.N, task.range.begin, task.range.end, job.center.data(), p.log_weights, job.top_log_weight,
                          job.log_weight_range, p.power, job.unit,
-                         // 2^-24 of the whole, shared by all the data
-                         std::log(std::ldexp(double(p.M), 24)), int64_t(task.tiles.size()), task.tiles.data()};
+                         // one rounding of the whole, shared by all the data
+                         std::log(2 / std::numeric_limits<T>::epsilon() * double(p.M)), int64_t(task.tiles.size()), task.tiles.data()};
     kernels<T>().sweep(sweep, workspaces[omp_get_thread_num()].get());
   }
 

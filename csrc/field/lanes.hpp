@@ -116,7 +116,7 @@ PFGM_INLINE Vec<double> exp2_fraction(Vec<double> r) {
 // log2(1 + u), u > -1, relative to u near 0.
 template <class T> PFGM_INLINE Vec<T> log2_1p(Vec<T> u) {
   using K = Types<T>;
-  const Vec<T> x = u + T(1), lost = u - (x - T(1));
+  const Vec<T> x = u + T(1), lost = x < T(2) ? u - (x - T(1)) : Vec<T>{};  // what 1 + u rounds away
   const Bits<T> bits = (Bits<T>)x;
   const IVec<T> exponent = (IVec<T>)(bits - K::sqrt_half) >> K::mantissa;
   const Vec<T> m = (Vec<T>)(bits - ((Bits<T>)exponent << K::mantissa));

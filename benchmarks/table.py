@@ -1,0 +1,192 @@
+"""Writes the generated tables between the markers of README.md and docs/benchmarks.md: `python -m benchmarks.table`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import compare, results
+from benchmarks.compare import RefusedError, Rows
+from benchmarks.core import Operation
+from benchmarks.machine import ROOT
+from benchmarks.registry import OPERATIONS
+from benchmarks.results import Row
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+
+def summary(rows: Rows) -> str:
+    """One line for each case and variant: the provider that the bars are about, beside their baselines."""
+    return "\n\n".join(_origin(rows) + "\n\n" + _summary(operation, rows) for operation in _present(rows))
+
+
+def full(rows: Rows) -> str:
+    """The summary, the goals, and every row."""
+    parts = [_origin(rows)]
+    for operation in _present(rows):
+        parts += [f"### {operation.name}", _summary(operation, rows), "#### Goals", goals(operation, rows)]
+        blocks = dict.fromkeys((row.case, row.variant, row.threads) for row in _of(operation, rows))
+        for case, variant, threads in sorted(blocks, key=lambda block: _place(operation, *block)):
+            count = "1 thread" if threads == 1 else f"{threads} threads"
+            parts += [f"#### {case}, {variant}, {count}", block_table(operation, rows, case, variant, threads)]
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, Callable[[Rows], str]] = {"README.md": summary, "docs/benchmarks.md": full}
+
+
+def goals(operation: Operation[Any], rows: Rows) -> str:
+    """The bars of the cases that were measured, and whether they are cleared, on one thread."""
+    lines = []
+    for bar, variant, got, text in compare.verdicts(operation, rows, {row.case for row in _of(operation, rows)}):
+        what = "faster" if bar.quantity == "time" else "less memory"
+        reached = "–" if got is None else f"{number(got)}×"
+        lines.append((bar.case, variant, f"{what} than {bar.baseline}", f"{number(bar.times)}×", reached, text))
+    return markdown(("case", "noise levels", f"{operation.bars[0].provider} is", "goal", "measured", "verdict"), lines)
+
+
+def block_table(operation: Operation[Any], rows: Rows, case: str, variant: str, threads: int) -> str:
+    """The rows of one case and variant with so many threads, in the order of the registry."""
+    ours = operation.bars[0].provider
+    header = (
+        "provider", "ms", "p10–p90", "repeats", f"{ours} is faster", "memory MB", "error / bound", "relative error",
+        "Gpairs/s", "GFLOP/s", "of matrix ceiling", "bound by", "of that bound", "remark",
+    )  # fmt: skip
+    lines = []
+    reference = rows.get((operation.name, case, variant, ours, threads))
+    for provider in operation.providers:
+        row = rows.get((operation.name, case, variant, provider.name, threads))
+        if row is None:
+            continue
+        remark = "; ".join(filter(None, (row.remark, "outside the accuracy contract" if row.status == "wrong" else "")))
+        lines.append((
+            row.provider, number(row.median_ms), f"{number(row.p10_ms)}–{number(row.p90_ms)}", str(row.repeats),
+            "" if row is reference else _times(reference, row), number(row.memory_mb), number(row.error_bounds),
+            scientific(row.error_relative), number(row.gpairs_per_s), number(row.gflop_per_s),
+            percent(row.matrix_share), row.bound, percent(row.bound_share), remark,
+        ))  # fmt: skip
+    return markdown(header, lines)
+
+
+def markdown(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *lines))
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return ""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.01 else f"{100 * value:.1g} %"
+
+
+def scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _summary(operation: Operation[Any], rows: Rows) -> str:
+    ours = operation.bars[0].provider
+    baselines = list(dict.fromkeys(bar.baseline for bar in operation.bars))
+    first = next(iter(operation.variants))
+    counts = sorted({row.threads for row in _of(operation, rows)})
+    header = ["case", "noise levels", *(f"{ours}, {n} thread{'s' * (n > 1)}, ms" for n in counts)]
+    header += [f"× faster than {name}" for name in baselines]
+    header += [f"× less memory than {name}" for name in baselines] + ["error / bound"]
+    lines = []
+    for case in operation.cases:
+        for variant in operation.variants:
+            mine = [rows.get((operation.name, case, variant, ours, n)) for n in counts]
+            peers = [rows.get((operation.name, case, variant, name, counts[0])) for name in baselines]
+            if mine[0] is None:
+                continue
+            cells = [case, variant, *("" if row is None else number(row.median_ms) for row in mine)]
+            cells += [_times(mine[0], peer) for peer in peers]
+            cells += [_less(mine[0], peer) if variant == first else "" for peer in peers]
+            lines.append((*cells, number(mine[0].error_bounds)))
+    return markdown(tuple(header), lines)
+
+
+def _times(ours: Row | None, baseline: Row | None) -> str:
+    """The speed-up, in plain words where the other is the faster one; none of a wrong result."""
+    if ours is None or baseline is None:
+        return ""
+    try:
+        times = compare.speed_up(ours, baseline)
+    except RefusedError:
+        return "wrong"
+    return f"{number(times)}×" if times >= 1 else f"{number(times)}×, this one is faster"
+
+
+def _less(ours: Row, baseline: Row | None) -> str:
+    try:
+        times = None if baseline is None else compare.memory_saved(ours, baseline)
+    except RefusedError:
+        return "wrong"
+    return "" if times is None else f"{number(times)}×"
+
+
+def _origin(rows: Rows) -> str:
+    """What the rows came from; more than one commit or date means that they were not measured in one run."""
+    values = {name: sorted({str(getattr(row, name)) for row in rows.values()}) for name in Row.__dataclass_fields__}
+    machine, torch, commit, date = (", ".join(values[name]) for name in ("machine", "torch", "commit", "date"))
+    return f"{machine}; PyTorch {torch}; commit {commit}; {date}."
+
+
+def _present(rows: Rows) -> Iterator[Operation[Any]]:
+    names = {row.operation for row in rows.values()}
+    return (operation for name, operation in OPERATIONS.items() if name in names)
+
+
+def _of(operation: Operation[Any], rows: Rows) -> list[Row]:
+    return [row for row in rows.values() if row.operation == operation.name and row.case in operation.cases]
+
+
+def _place(operation: Operation[Any], case: str, variant: str, threads: int) -> tuple[int, int, int]:
+    variants = list(operation.variants)
+    return list(operation.cases).index(case), variants.index(variant) if variant in variants else len(variants), threads
+
+
+def render(text: str, page: Callable[[Rows], str], files: Mapping[str, Rows]) -> str:
+    """The text of a page with what stands between the markers made anew.
+
+    Raises:
+        ValueError: it does not have each marker once, in order.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in tail:
+        raise ValueError(f"the page must hold {BEGIN} and after it {END}, once each")
+    body = "\n\n".join(page(rows) for rows in files.values()) or "Nothing was measured yet."
+    return f"{head}{BEGIN}\n{body}\n{END}{tail}"
+
+
+def measured(folder: Path = results.FOLDER) -> dict[str, Rows]:
+    """The rows of every machine, by file name."""
+    return {path.name: compare.by_key(results.read(path)) for path in sorted(folder.glob("*.csv"))}
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """The pages that no longer say what the CSV files say."""
+    files = measured()
+    texts = {name: (root / name).read_text(encoding="utf-8") for name in PAGES}
+    return [name for name, text in texts.items() if render(text, PAGES[name], files) != text]
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__).parse_args()
+    files = measured()
+    for name in stale():
+        path = ROOT / name
+        path.write_text(render(path.read_text(encoding="utf-8"), PAGES[name], files), encoding="utf-8")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Times of calls that take turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+
+Clock = Callable[[], float]
+
+
+class Timed(NamedTuple):
+    """A call, and the context that it needs and whose own time does not count."""
+
+    call: Callable[[], object]
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def clock(threads: int) -> Clock:
+    """One thread is timed by the CPU time of the whole process: neighbours on the machine do not lengthen it, a hidden
+    second thread would. More threads are timed by the wall clock.
+    """
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleaved(calls: Mapping[str, Timed], now: Clock, budget: float, least: int, most: int) -> dict[str, list[float]]:
+    """Seconds of each repeat of each call, round by round over all of them.
+
+    A call is repeated `most` times, a slow one as often as its first repeat fits into `budget` seconds but
+    at least `least` times, spread evenly over the rounds. Warm-up is the caller's.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, most)
+    for turn in range(most):
+        for name, (call, within) in calls.items():
+            if turn and turn * repeats[name] // most == (turn - 1) * repeats[name] // most:
+                continue
+            with within():
+                start = now()
+                call()
+                taken[name].append(now() - start)
+            if turn == 0:
+                repeats[name] = max(least, min(most, int(budget / max(taken[name][0], 1e-9))))
+    return taken
+
+
+def best(call: Callable[[], object], now: Clock, repeats: int) -> float:
+    """The shortest of some repeats in seconds, after a warm-up: for ceilings."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = now()
+        call()
+        times.append(now() - start)
+    return min(times)

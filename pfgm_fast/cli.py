@@ -1,0 +1,91 @@
+"""The command `pfgm-fast`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pfgm_fast._info import info
+from pfgm_fast._version import __version__
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with the arguments given, or those of the process; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pfgm-fast", description="Exact Poisson and diffusion fields of data sets.")
+    parser.add_argument("--version", action="version", version=f"pfgm-fast {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    about = "show which backends run here, or why not, the devices and versions, and how the extension was built"
+    command = commands.add_parser("info", help=about, description=_sentence(about))
+    command.set_defaults(command=_info)
+
+    about = "draw samples from the exact field of real data, write figures, measure speed, memory and accuracy"
+    command = commands.add_parser(
+        "demo",
+        help=about,
+        description=_sentence(about),
+        epilog='Takes about a minute on two cores. Needs matplotlib and scikit-learn: pip install "pfgm-fast[demo]"',
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        metavar="DIR",
+        help="folder of the figures (default: %(default)s)",
+    )
+    command.add_argument("--seed", type=_seed, default=0, help="of every random number, an integer >= 0 (default: 0)")
+    command.add_argument("--quick", action="store_true", help="fewer charges, samples and repeats: a first look")
+    command.set_defaults(command=_demo)
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(info())
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from pfgm_fast import demo
+
+    why = demo.missing()
+    if why is not None:
+        return _fail(why)
+    try:
+        files = demo.run(options.out, _say, seed=options.seed, scale=demo.QUICK if options.quick else demo.FULL)
+    except OSError as error:  # a folder that cannot be made, a full disk
+        return _fail(str(error))
+    print("\nwritten:", *files, sep="\n  ")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # in order with the progress bars
+
+
+def _fail(why: str) -> int:
+    print(f"pfgm-fast demo: error: {why}", file=sys.stderr)
+    return 1
