@@ -1,4 +1,4 @@
-"""Peak memory of the providers, each in a process of its own: `python -m benchmarks.memory OPERATION CASE`."""
+"""Peak memory of providers, each in a process of its own: `python -m benchmarks.memory OPERATION CASE PROVIDER ...`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,19 @@ def unavailable() -> str | None:
     return None if STATUS.exists() else "peak memory is read from /proc, which this system lacks"
 
 
-def measure(operation: str, case: str) -> dict[str, float]:
+def measure(operation: str, case: str, providers: Sequence[str]) -> dict[str, float]:
     """By provider, MB (1e6 bytes) above the inputs: what its preparation keeps, and the call's peak, on one thread."""
-    command = [sys.executable, "-m", "benchmarks.memory", operation, case]
+    command = [sys.executable, "-m", "benchmarks.memory", operation, case, *providers]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return peaks
 
 
-def peaks(operation: Operation[Any], case: str) -> dict[str, float]:
+def peaks(operation: Operation[Any], case: str, providers: Sequence[str]) -> dict[str, float]:
     """As `measure`, in this process, which must not have run threads: each provider runs in a fork of it."""
     torch.set_num_threads(1)
     inputs = operation.cases[case](next(iter(operation.variants)))
-    available = [provider for provider in operation.providers if provider.unavailable() is None]
-    return {provider.name: _in_fork(operation, provider, inputs) for provider in available}
+    return {name: _in_fork(operation, operation.provider(name), inputs) for name in providers}
 
 
 def _in_fork(operation: Operation[Any], provider: Provider[Any], inputs: Any) -> float:
@@ -80,4 +80,4 @@ def _release() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(peaks(OPERATIONS[sys.argv[1]], sys.argv[2])))
+    print(json.dumps(peaks(OPERATIONS[sys.argv[1]], sys.argv[2], sys.argv[3:])))

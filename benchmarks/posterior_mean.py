@@ -20,6 +20,7 @@ from pfgm_fast import operator
 
 ORIGINAL = "original formula"
 PRODUCTS = "centred addmm + softmax + mm"
+PRODUCTS_FLUSHED = "centred addmm + softmax + mm, subnormals flushed"
 PRODUCTS_UNPREPARED = "addmm + softmax + mm, centring included"
 BARE = "two bare matrix products"
 CDIST = "cdist + softmax + mm"
@@ -147,6 +148,16 @@ def _instruction_set(name: str) -> Iterator[None]:
         extension.select_instruction_set(before)
 
 
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Of the calling thread alone: PyTorch's other threads go on with subnormal numbers."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def _avx2_unavailable() -> str | None:
     why = _native_unavailable()
     if why is None:
@@ -170,6 +181,7 @@ PROVIDERS: tuple[Provider[Query], ...] = (
     Provider(TORCH, partial(_prepared, "torch"), ours=True),
     Provider(BARE, lambda q: lambda: peers.bare_products(q.x, q.data), complete=False),
     Provider(PRODUCTS, _products),
+    Provider(PRODUCTS_FLUSHED, _products, within=_flushed),
     Provider(PRODUCTS_UNPREPARED, _products_unprepared),
     Provider(CDIST, lambda q: lambda: peers.cdist(q.x, q.sigma, q.data, q.D)),
     Provider(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     origin = machine.origin()
     out = options.out or results.FOLDER / machine.file_name(origin.machine)
     blocks = [
-        Block(OPERATIONS[name], case, variant, threads)
-        for name in options.operation or OPERATIONS
-        for case in _cases(OPERATIONS[name], options.case)
-        for variant in OPERATIONS[name].variants
+        Block(operation, case, variant, threads)
+        for operation in _operations(options.operation, options.provider)
+        for case in operation.cases
+        if _chosen(case, options.case)
+        for variant in operation.variants
         for threads in options.threads
     ]
     if not blocks:
-        print(f"no case matches {options.case}; known: {[list(o.cases) for o in OPERATIONS.values()]}")
+        known = [name for operation in OPERATIONS.values() for name in operation.cases]
+        print(f"no case matches {options.case}; known: {', '.join(known)}")
         return 2
     _print_skipped(blocks)
     done, interrupted = [], False
@@ -144,7 +147,8 @@ def _peaks(block: Block, bar: tqdm[Any] | None) -> dict[str, float]:
     if block.threads != 1 or block.variant != next(iter(block.operation.variants)) or memory.unavailable():
         return {}
     _show(bar, "memory")
-    return memory.measure(block.operation.name, block.case)
+    names = [provider.name for provider in _available(block.operation)]
+    return memory.measure(block.operation.name, block.case, names)
 
 
 def _show(bar: tqdm[Any] | None, what: str) -> None:
@@ -156,8 +160,14 @@ def _available(operation: Operation[Any]) -> list[Provider[Any]]:
     return [provider for provider in operation.providers if provider.unavailable() is None]
 
 
-def _cases(operation: Operation[Any], parts: list[str] | None) -> Iterator[str]:
-    return (name for name in operation.cases if not parts or any(part in name for part in parts))
+def _operations(names: list[str] | None, parts: list[str] | None) -> Iterator[Operation[Any]]:
+    """The operations of these names, with those of their providers whose name holds a part."""
+    for operation in (OPERATIONS[name] for name in names or OPERATIONS):
+        yield replace(operation, providers=tuple(p for p in operation.providers if _chosen(p.name, parts)))
+
+
+def _chosen(name: str, parts: list[str] | None) -> bool:
+    return not parts or any(part in name for part in parts)
 
 
 def _print_skipped(blocks: list[Block]) -> None:
@@ -184,6 +194,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--case", nargs="+", metavar="PART", help="cases whose name holds a PART, as N=64; default: all"
     )
+    parser.add_argument("--provider", nargs="+", metavar="PART", help="providers whose name holds a PART; default: all")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/results/<machine>.csv")

@@ -40,7 +40,7 @@ def interleaved(calls: Mapping[str, Timed], now: Clock, budget: float, least: in
     """Seconds of each repeat of each call, round by round over all of them.
 
     A call is repeated `most` times, a slow one as often as its first repeat fits into `budget` seconds but
-    at least `least` times, spread evenly over the rounds. Warm-up is the caller's.
+    at least `least` times (once if that takes 10 budgets), spread evenly over the rounds. Warm-up is the caller's.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, most)
@@ -53,7 +53,8 @@ def interleaved(calls: Mapping[str, Timed], now: Clock, budget: float, least: in
                 call()
                 taken[name].append(now() - start)
             if turn == 0:
-                repeats[name] = max(least, min(most, int(budget / max(taken[name][0], 1e-9))))
+                first = max(taken[name][0], 1e-9)
+                repeats[name] = max(least if first < 10 * budget else 1, min(most, int(budget / first)))
     return taken
 
 

@@ -8,8 +8,10 @@ namespace {
 using pfgm::Element;
 
 constexpr int NARROW = 16;         // largest N that is held in registers
-constexpr int64_t HAND_OVER = 64;  // blocks after which sums go from T to double
+constexpr int64_t HAND_OVER = 32;  // blocks after which sums go from T to double
+constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
+constexpr int PICKS = 64;  // rows in one running sum of a wide block
 constexpr int64_t BLOCK_BYTES = int64_t(512) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
@@ -125,20 +127,25 @@ Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, 
   return frame;
 }
 
-// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero.
-template <Kernel kernel, bool masses, class T, class Add>
-PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Frame<T>& frame, Add add) {
+// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero; pause() after a short sum.
+template <Kernel kernel, bool masses, class T, class Add, class Pause>
+PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Frame<T>& frame, Add add, Pause pause) {
   const Vec<T> rate = load(st.rate + at), level = load(st.level + at);
   Vec<T> total{};
-  for (int64_t j = 0; j < n; ++j) {
-    const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
-    if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
-    Vec<T> w;
-    if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, run.shape.power) - level);
-    else w = weight<kernel, T>(s, frame.reference, rate, run.shape);
-    w = s <= frame.cut && s >= frame.low ? w : Vec<T>{};
-    total += w;
-    add(j, w);
+  for (int64_t j = 0; j < n;) {
+    Vec<T> some{};
+    for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
+      const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
+      if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
+      Vec<T> w;
+      if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, run.shape.power) - level);
+      else w = weight<kernel, T>(s, frame.reference, rate, run.shape);
+      w = s <= frame.cut && s >= frame.low ? w : Vec<T>{};
+      some += w;
+      add(j, w);
+    }
+    total += some;
+    pause();
   }
   store(st.total + at, load(st.total + at) + total);
 }
@@ -177,8 +184,9 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
     weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
-    });
-    if (count) sum_block<T>(run.ws.scores + at, run.ws.pick, count, run.ws.block, run.ld, sums + at * run.ld);
+    }, [] {});
+    for (int i = 0; i < count; i += PICKS)
+      sum_block<T>(run.ws.scores + i * QW<T> + at, run.ws.pick + i, count - i < PICKS ? count - i : PICKS, run.ws.block, run.ld, sums + at * run.ld);
   }
 }
 
@@ -189,9 +197,9 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
   T* sums = run.ws.sums + t * QW<T> * N;
   const T* y = run.ws.block;
   for (int at = 0; at < QW<T>; at += W) {
-    Vec<T> x[N], lowest = broadcast(Types<T>::huge), factor, part[N];
+    Vec<T> x[N], lowest = broadcast(Types<T>::huge), factor, part[N], some[N];
     Frame<T> frame;
-    for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = Vec<T>{};
+    for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = some[k] = Vec<T>{};
     for (int64_t j = 0; j < n; ++j) {
       Vec<T> rho{};
 #pragma GCC unroll 16
@@ -206,7 +214,10 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
       for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) * factor);
     weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
 #pragma GCC unroll 16
-      for (int k = 0; k < N; ++k) part[k] += w * y[j * N + k];
+      for (int k = 0; k < N; ++k) some[k] += w * y[j * N + k];
+    }, [&] {
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) part[k] += some[k], some[k] = Vec<T>{};
     });
     for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
   }

@@ -143,7 +143,9 @@ def _draw_upright(axes: Axes, field: pf.EmpiricalField) -> None:
     direction = -field.poisson_field(points, z.flatten()).reshape(*y.shape, 3)
     density = field.log_density(points, z.flatten()).reshape(y.shape)
     extent = (across[0], across[-1], up[0], up[-1])
-    axes.imshow(density.clamp(-6, 0).numpy(), extent=extent, origin="lower", interpolation="bicubic", cmap=style.DENSITY)
+    axes.imshow(
+        density.clamp(-6, 0).numpy(), extent=extent, origin="lower", interpolation="bicubic", cmap=style.DENSITY
+    )
     angle = np.deg2rad(np.linspace(5, 175, 29))
     starts = np.stack([2.4 * np.cos(angle) - 0.3, 2.4 * np.sin(angle)], 1)
     axes.streamplot(

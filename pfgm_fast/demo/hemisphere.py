@@ -52,7 +52,7 @@ def directions(x: Tensor, center: Tensor, level: float) -> Tensor:
 def distance_to_uniform(cosines: Tensor) -> float:
     """Kolmogorov's distance of cos(theta) from the uniform law on (0, 1), which it has on a uniform hemisphere."""
     ordered = cosines.double().sort().values
-    rank = torch.arange(len(ordered) + 1) / len(ordered)
+    rank = torch.arange(len(ordered) + 1, dtype=torch.float64) / len(ordered)
     return float(torch.maximum((rank[1:] - ordered).max(), (ordered - rank[:-1]).max()))
 
 

@@ -11,8 +11,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 
@@ -138,11 +139,12 @@ def peak_memory(method: str, case: Case) -> int:
     receiver, sender = context.Pipe(duplex=False)
     arrays = [t.numpy() for t in (case.data, case.x, case.sigma)]
     process = context.Process(target=_report_peak, args=(sender, method, case.D, *arrays))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
     try:
-        process.start()
+        forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+    process.start()
     sender.close()
     try:
         return int(receiver.recv())
@@ -156,7 +158,8 @@ def _report_peak(sender: Connection, method: str, D: float, *arrays: object) -> 
     METHODS[method](data[:64], D)(x[:64], sigma[:64])  # loads what is loaded once
     before = _high_water()
     METHODS[method](data, D)(x, sigma)
-    sender.send(_high_water() - before)
+    with suppress(BrokenPipeError):  # the parent was interrupted meanwhile
+        sender.send(_high_water() - before)
 
 
 def _high_water() -> int:
