@@ -1,8 +1,8 @@
 // The running softmax of one tile: reference, thresholds and weights, one query in each lane.
 //
 // `score` s stands for the squared distance less the lane's constant `norm`. Three things can happen to a pair, by its score alone:
-// beyond `band` its weight is an exact zero; between `low` and `high` the score is precise enough; else it is a delicate pair, whose
-// distance is taken again by differences in double.
+// beyond `band` its weight is an exact zero; if its score is too imprecise (below `low`, above `high`) and its weight may matter
+// (within `care`), its distance is taken again by differences; else the score is good as it is.
 #pragma once
 #include <cmath>
 
@@ -25,7 +25,7 @@ struct Softmax {
   alignas(64) T rate[QW<T>];       // 1 / (reference + norm + scale), or log2(e) / scale
   alignas(64) T level[QW<T>];      // with log masses: log2 of the weight that the sums are relative to
   alignas(64) T total[QW<T>];      // sum of weights
-  alignas(64) T band[QW<T>], low[QW<T>], high[QW<T>];
+  alignas(64) T band[QW<T>], care[QW<T>], low[QW<T>], high[QW<T>];
   alignas(64) T constant[QW<T>];  // norm + scale
   alignas(64) T slack[QW<T>];     // twice the error of a score
   alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
@@ -62,6 +62,16 @@ template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> s, Vec<T> ref
   return exp2_of<T>(log2_weight<kernel, T>(s, reference, rate, shape.power));
 }
 
+// Up to which score an error of a lane's scores may matter: the error of the log weight times the weight, against TOLERANCE.
+template <class T> T careful(const Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, int q) {
+  const double scale = tile.scale[q], error = st.slack[q] / 2, lowest = st.lowest[q];
+  if (tile.exact[q] || error == 0) return INFINITY;
+  const double nearest = std::fmax(lowest + tile.norm[q] - error, 0);
+  const double worst = error * (std::isinf(sweep.power) ? 1 / scale : sweep.power / (scale + nearest)) / TOLERANCE;
+  const double nats = std::log(std::fmax(worst, 1)) + sweep.log_weight_range;
+  return T(lowest + 2 * error + (std::isinf(sweep.power) ? nats * scale : (nearest + 3 * error + scale) * std::expm1(nats / sweep.power)));
+}
+
 // Which scores a matrix product leaves too imprecise, once the largest datum so far is known.
 template <class T> void set_precision(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, const Shape<T>& shape) {
   for (int q = 0; q < QW<T>; ++q) {
@@ -79,6 +89,7 @@ template <class T> void set_precision(Softmax<T>& st, const Sweep<T>& sweep, con
       else if (share < 1) st.high[q] = T(scale * share / (1 - share));
     }
     if (tile.exact[q]) st.low[q] = INFINITY;
+    st.care[q] = careful(st, sweep, tile, q);
   }
 }
 
@@ -99,32 +110,35 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
   set_precision(st, sweep, tile, shape);
 }
 
-// How the scores of one group of lanes are read: those within [low, cut], relative to `reference`.
+// How the scores of one group of lanes are read: those up to `cut`, relative to `reference`.
 template <class T>
 struct Frame {
-  Vec<T> reference, low, cut;
+  Vec<T> reference, cut;
 };
 
 template <class T> constexpr unsigned ALL = (1u << Types<T>::W) - 1;
 
 // Takes the lowest score of a block. Returns whether sums must be multiplied by `factor`, lane by lane.
 template <Kernel kernel, bool masses, class T>
-PFGM_INLINE bool settle(Softmax<T>& st, const Tile<T>& tile, int at, Vec<T> lowest, T power, Vec<T>& factor) {
+PFGM_INLINE bool settle(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, int at, Vec<T> lowest, const Shape<T>& shape, Vec<T>& factor) {
   constexpr Kernel smooth = kernel == Kernel::gauss ? kernel : Kernel::general;
   factor = broadcast(T(1));
-  lowest = least(load(st.lowest + at), lowest);
+  const Vec<T> lowest_before = load(st.lowest + at);
+  lowest = least(lowest_before, lowest);
   const Vec<T> before = load(st.reference + at), constant = load(st.constant + at), slack = load(st.slack + at);
   const Vec<T> reference = least(before, greatest(lowest, load(st.low + at))), reach = load(st.reach + at);
   store(st.lowest + at, lowest);
   if constexpr (kernel == Kernel::gauss) store(st.band + at, lowest + slack + reach);
   else store(st.band + at, lowest + slack + (lowest + slack + constant) * reach);
+  if (shape.products && at_most(lowest_before, lowest) != ALL<T>)
+    for (int q = at; q < at + Types<T>::W; ++q) st.care[q] = careful(st, sweep, tile, q);
   const unsigned same = at_most(before, reference);
   if (same == ALL<T>) return false;
   store(st.reference + at, reference);
   if constexpr (kernel != Kernel::gauss) store(st.rate + at, reference < before ? T(1) / (reference + constant) : load(st.rate + at));
   for (int q = at; q < at + Types<T>::W; ++q)
     if (st.reference[q] != before[q - at]) st.distance[q] = st.reference[q] + tile.norm[q];
-  const Vec<T> moved = log2_weight<smooth, T>(before, reference, load(st.rate + at), power);
+  const Vec<T> moved = log2_weight<smooth, T>(before, reference, load(st.rate + at), shape.power);
   const auto kept = before < broadcast(Types<T>::huge) && reference < before;
   if constexpr (masses) {
     store(st.level + at, load(st.level + at) + (kept ? moved : Vec<T>{}));
@@ -155,9 +169,9 @@ PFGM_INLINE bool raise_level(Softmax<T>& st, int at, const T* scores, int64_t n,
   Vec<T> level = before;
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> s = load(scores + j * QW<T>);
-    if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
+    if (!at_most(s, frame.cut)) continue;
     const Vec<T> y = masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, power);
-    level = greatest(level, s <= frame.cut && s >= frame.low ? y : broadcast(-Types<T>::huge));
+    level = greatest(level, s <= frame.cut ? y : broadcast(-Types<T>::huge));
   }
   store(st.level + at, level);
   factor = exp2_of<T>(before - level);

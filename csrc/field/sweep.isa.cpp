@@ -78,7 +78,7 @@ template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
 
 // Lists the delicate pairs of a block by lane; false if there are none.
 template <class T> bool list_delicate(Run<T>& run, const Softmax<T>& st, int at, int64_t n) {
-  const Vec<T> band = load(st.band + at), low = load(st.low + at), high = load(st.high + at);
+  const Vec<T> band = least(load(st.band + at), load(st.care + at)), low = load(st.low + at), high = load(st.high + at);
   unsigned any = 0;
   std::memset(run.ws.listed, 0, sizeof(int) * Types<T>::W);
   for (int64_t j = 0; j < n; ++j) {
@@ -99,7 +99,7 @@ template <bool masses, class T>
 Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T>& factor) {
   const Sweep<T>& sweep = run.sweep;
   Workspace<T>& ws = run.ws;
-  Frame<T> frame{Vec<T>{}, broadcast(T(-INFINITY)), load(st.band + at)};
+  Frame<T> frame{Vec<T>{}, load(st.band + at)};
   for (int q = 0; q < Types<T>::W; ++q) {
     if (!ws.listed[q]) continue;
     if (tile.exact[at + q]) {
@@ -136,11 +136,11 @@ PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Fra
     Vec<T> some{};
     for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
       const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
-      if (!(at_most(s, frame.cut) & at_most(frame.low, s))) continue;
+      if (!at_most(s, frame.cut)) continue;
       Vec<T> w;
       if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, run.shape.power) - level);
       else w = weight<kernel, T>(s, frame.reference, rate, run.shape);
-      w = s <= frame.cut && s >= frame.low ? w : Vec<T>{};
+      w = s <= frame.cut ? w : Vec<T>{};
       some += w;
       add(j, w);
     }
@@ -154,8 +154,8 @@ PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Fra
 template <Kernel kernel, bool masses, class T>
 PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T> lowest,
                                Frame<T>& frame, Vec<T>& factor) {
-  bool rescale = settle<kernel, masses, T>(st, tile, at, lowest, run.shape.power, factor);
-  frame = {load(st.reference + at), load(st.low + at), least(load(st.band + at), load(st.high + at))};
+  bool rescale = settle<kernel, masses, T>(st, run.sweep, tile, at, lowest, run.shape, factor);
+  frame = {load(st.reference + at), load(st.band + at)};
   if (__builtin_expect(has_delicate(st, at), 0) && list_delicate(run, st, at, n)) {
     frame = take_exactly<masses>(run, st, tile, at, first, n, factor);
     rescale = true;
