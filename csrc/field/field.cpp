@@ -3,6 +3,9 @@
 #include "field/field.hpp"
 
 #include <omp.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -53,8 +56,13 @@ struct Free {
 using Memory = std::unique_ptr<char, Free>;
 
 Memory allocate(int64_t bytes) {
-  void* p = std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64);
+  constexpr int64_t HUGE_PAGE = int64_t(2) << 20;
+  const int64_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 64, size = (bytes + unit - 1) / unit * unit;
+  void* p = std::aligned_alloc(size_t(unit), size_t(size));
   if (!p) throw std::bad_alloc();
+#ifdef __linux__
+  if (unit == HUGE_PAGE) madvise(p, size_t(size), MADV_HUGEPAGE);  // columns of a block lie on many pages
+#endif
   return Memory(static_cast<char*>(p));
 }
 

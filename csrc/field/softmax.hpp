@@ -14,7 +14,7 @@ using pfgm::Tile;
 
 constexpr int GROUPS = 2;
 template <class T> constexpr int QW = GROUPS * Types<T>::W;  // queries in a tile
-constexpr double TOLERANCE = 4e-5;                           // error of a log weight above which a pair is delicate
+constexpr double TOLERANCE = 2e-5;                           // error of a log weight above which a pair is delicate
 
 enum class Kernel { gauss, near_one, general, cube_root, root };  // exp; power >> 1; any; power 3/2; 2 power a small integer
 
