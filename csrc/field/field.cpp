@@ -55,9 +55,11 @@ struct Free {
 };
 using Memory = std::unique_ptr<char, Free>;
 
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 Memory allocate(int64_t bytes) {
   constexpr int64_t HUGE_PAGE = int64_t(2) << 20;
-  const int64_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 64, size = (bytes + unit - 1) / unit * unit;
+  const int64_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 64, size = round_up(bytes, unit);
   void* p = std::aligned_alloc(size_t(unit), size_t(size));
   if (!p) throw std::bad_alloc();
 #ifdef __linux__
@@ -140,21 +142,22 @@ struct TileRows {
   std::vector<int64_t> rows;
   Range range;
   int64_t parts;
-  std::vector<T> panel;
+  T* panel;
+  double* sums;  // (parts, rows, N)
   std::vector<const T*> x;
-  std::vector<double> norm, scale, sums;
+  std::vector<double> norm, scale;
   std::unique_ptr<bool[]> exact;
   std::vector<Accumulator> accumulators;  // (parts, lanes)
 
   void fill(const Job<T>& job) {
     const int64_t N = job.p.N;
     const int lanes = job.lanes;
-    panel.assign(job.depth * lanes, 0);
+    std::fill(panel, panel + job.depth * lanes, T(0));
+    std::fill(sums, sums + parts * int64_t(rows.size()) * N, 0.0);
     x.assign(lanes, job.row(rows[0]));
     norm.assign(lanes, 0.0);
     scale.assign(lanes, 1.0);
     exact = std::make_unique<bool[]>(lanes);
-    sums.assign(parts * int64_t(rows.size()) * N, 0.0);
     accumulators.assign(parts * lanes, {-INFINITY, 0, nullptr});
     const double large = sizeof(T) == 4 ? LARGE_FLOAT : LARGE_DOUBLE;
     for (size_t q = 0; q < rows.size(); ++q) {
@@ -171,7 +174,7 @@ struct TileRows {
       if (exact[q])
         for (int64_t n = 0; n < N; ++n) panel[n * lanes + q] = 0;
       for (int64_t part = 0; part < parts; ++part)
-        accumulators[part * lanes + q].sum = sums.data() + (part * int64_t(rows.size()) + int64_t(q)) * N;
+        accumulators[part * lanes + q].sum = sums + (part * int64_t(rows.size()) + int64_t(q)) * N;
     }
   }
 
@@ -220,7 +223,7 @@ template <class T> std::vector<Task<T>> tasks_of(std::vector<TileRows<T>>& tiles
         Task<T> task{{}, {range.begin + count * part / parts, range.begin + count * (part + 1) / parts}};
         for (size_t t = begin + hand; t < end; t += hands) {
           TileRows<T>& tile = tiles[t];
-          task.tiles.push_back({tile.panel.data(), tile.x.data(), tile.norm.data(), tile.scale.data(), tile.exact.get(),
+          task.tiles.push_back({tile.panel, tile.x.data(), tile.norm.data(), tile.scale.data(), tile.exact.get(),
                                 tile.accumulators.data() + part * int64_t(tile.x.size())});
         }
         tasks.push_back(std::move(task));
@@ -233,6 +236,17 @@ template <class T> void run(const Job<T>& job, std::vector<TileRows<T>>& tiles) 
   const Problem& p = job.p;
   const int threads = std::max(1, p.threads);
   const int64_t count = int64_t(tiles.size());
+  const int64_t panel_bytes = round_up(job.depth * job.lanes * int64_t(sizeof(T)), 64);
+  const auto sums_bytes = [&](const TileRows<T>& tile) { return round_up(tile.parts * int64_t(tile.rows.size()) * p.N * int64_t(sizeof(double)), 64); };
+  int64_t bytes = 0;
+  for (const TileRows<T>& tile : tiles) bytes += panel_bytes + sums_bytes(tile);
+  const Memory memory = allocate(bytes);
+  char* at = memory.get();
+  for (TileRows<T>& tile : tiles) {
+    tile.panel = reinterpret_cast<T*>(at);
+    tile.sums = reinterpret_cast<double*>(at + panel_bytes);
+    at += panel_bytes + sums_bytes(tile);
+  }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < count; ++t) tiles[t].fill(job);
 

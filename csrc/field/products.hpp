@@ -1,5 +1,7 @@
 // Blocked products: a block of data, widened and centred, against a tile of queries.
 #pragma once
+#include <type_traits>
+
 #include "field/softmax.hpp"
 
 namespace {
@@ -104,7 +106,7 @@ template <class T> constexpr int QUERIES = PFGM_LANES == 16 ? 8 : Types<T>::W < 
 
 // sums (QUERIES, V vectors) += weights (count, QW) times the picked rows.
 template <int V, class T>
-PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums, int64_t stride) {
+PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
   Vec<T> acc[QUERIES<T>][V];
   for (int q = 0; q < QUERIES<T>; ++q)
     for (int v = 0; v < V; ++v) acc[q][v] = Vec<T>{};
@@ -122,24 +124,43 @@ PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, cons
   }
   for (int q = 0; q < QUERIES<T>; ++q)
     for (int v = 0; v < V; ++v) {
-      T* s = sums + q * stride + v * Types<T>::W;
+      T* s = sums + (q * V + v) * Types<T>::W;
       store(s, load(s) + acc[q][v]);
     }
 }
 
-// Adds the picked rows of a block to the sums of one group of lanes (W, ld); V columns at a time stay in the first cache.
-template <int V, class T>
-PFGM_INLINE void sum_columns(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
-  for (int q = 0; q < Types<T>::W; q += QUERIES<T>) sum_rows<V>(weights + q, pick, count, y, ld, sums + q * ld, ld);
-}
-
-template <class T>
-void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+// The sums of a group of lanes lie strip by strip: some columns of all its lanes, then the next columns. A strip of V vectors that
+// starts at `column` is a (W, V W) matrix at column * W.
+template <class T, class Visit> PFGM_INLINE void for_strips(int64_t ld, Visit visit) {
   constexpr int W = Types<T>::W, V = PFGM_LANES == 4 ? 2 : 3;
   int64_t n = 0;
-  for (; n + V * W <= ld && ld - n != (V + 1) * W; n += V * W) sum_columns<V>(weights, pick, count, y + n, ld, sums + n);
-  for (; n + 2 * W <= ld; n += 2 * W) sum_columns<2>(weights, pick, count, y + n, ld, sums + n);
-  for (; n < ld; n += W) sum_columns<1>(weights, pick, count, y + n, ld, sums + n);
+  for (; n + V * W <= ld && ld - n != (V + 1) * W; n += V * W) visit(n, std::integral_constant<int, V>{});
+  for (; n + 2 * W <= ld; n += 2 * W) visit(n, std::integral_constant<int, 2>{});
+  for (; n < ld; n += W) visit(n, std::integral_constant<int, 1>{});
+}
+
+// Adds the picked rows of a block to the sums of one group of lanes.
+template <class T> void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+  constexpr int W = Types<T>::W;
+  for_strips<T>(ld, [&](int64_t n, auto vectors) {
+    for (int q = 0; q < W; q += QUERIES<T>) sum_rows<vectors()>(weights + q, pick, count, y + n, ld, sums + (n + q * vectors()) * W);
+  });
+}
+
+// Multiplies the sums of lane q of a group.
+template <class T> void scale_sums(T* sums, int64_t ld, int q, T factor) {
+  constexpr int W = Types<T>::W;
+  for_strips<T>(ld, [&](int64_t n, auto vectors) {
+    for (T *s = sums + (n + q * vectors()) * W, *end = s + vectors() * W; s < end; s += W) store(s, load(s) * factor);
+  });
+}
+
+// Copies the sums of lane q of a group to a row.
+template <class T> void copy_sums(const T* sums, int64_t ld, int q, T* row) {
+  constexpr int W = Types<T>::W;
+  for_strips<T>(ld, [&](int64_t n, auto vectors) {
+    for (int v = 0; v < vectors(); ++v) store(row + n + v * W, load(sums + (n + q * vectors() + v) * W));
+  });
 }
 
 }  // namespace

@@ -178,9 +178,9 @@ PFGM_INLINE bool raise_level(Softmax<T>& st, int at, const T* scores, int64_t n,
   return at_most(level, before) != ALL<T>;
 }
 
-// Adds what a tile has summed to its accumulators; sum(q, n) is lane q's sum in T.
-template <bool masses, class T, class Sum>
-void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, Sum sum) {
+// Adds what a tile has summed to its accumulators; copy(q, row) gives lane q's sums in T.
+template <bool masses, class T, class Copy>
+void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, T* row, Copy copy) {
   for (int q = 0; q < QW<T>; ++q) {
     pfgm::Accumulator& acc = tile.accumulator[q];
     if (!acc.sum || !(st.total[q] > 0)) continue;
@@ -191,7 +191,8 @@ void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, Sum s
     const double keep = std::exp(acc.reference - top), share = std::exp(reference - top);
     acc.reference = top;
     acc.total = acc.total * keep + share * st.total[q];
-    for (int64_t n = 0; n < sweep.N; ++n) acc.sum[n] = acc.sum[n] * keep + share * double(sum(q, n));
+    copy(q, row);
+    for (int64_t n = 0; n < sweep.N; ++n) acc.sum[n] = acc.sum[n] * keep + share * double(row[n]);
     st.total[q] = 0;
   }
 }

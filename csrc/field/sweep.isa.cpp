@@ -12,7 +12,10 @@ constexpr int64_t HAND_OVER = 32;  // blocks after which sums go from T to doubl
 constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
 constexpr int PICKS = 64;  // rows in one running sum of a wide block
-constexpr int64_t BLOCK_BYTES = int64_t(512) << 10;
+#ifndef BLOCK_KB
+#define BLOCK_KB 512
+#endif
+constexpr int64_t BLOCK_BYTES = int64_t(BLOCK_KB) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
 
@@ -31,7 +34,7 @@ template <class T> int64_t block_rows(int64_t N) {
 // Memory of a sweep, cut from one allocation.
 template <class T>
 struct Workspace {
-  T *center, *block, *norms, *scores, *masses, *sums;
+  T *center, *block, *norms, *scores, *masses, *sums, *row;
   double *query, *distance;  // of the delicate rows
   int32_t *pick, *list;      // rows of the block: with weight in some lane; delicate, by lane of a group
   int* listed;
@@ -53,6 +56,7 @@ struct Workspace {
     take(scores, rows * QW<T>);
     take(masses, rows);
     take(sums, tiles * QW<T> * ld);
+    take(row, ld);
     take(query, N);
     take(distance, rows * W);
     take(pick, rows);
@@ -178,8 +182,7 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
     for (int64_t j = 0; j < n; ++j) lowest = least(lowest, load(run.ws.scores + j * QW<T> + at));
     if (prepare_group<kernel, masses, T>(run, st, tile, at, first, n, lowest, frame, factor))
       for (int q = 0; q < W; ++q)
-        if (factor[q] != 1)
-          for (T *s = sums + (at + q) * run.ld, *end = s + run.ld; s < end; s += W) store(s, load(s) * factor[q]);
+        if (factor[q] != 1) scale_sums<T>(sums + at * run.ld, run.ld, q, factor[q]);
     int count = 0;
     weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
@@ -260,7 +263,11 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
   const bool narrow = sweep.N <= NARROW;
   auto hand_over_tile = [&](int64_t t) {
     T* sums = run.ws.sums + t * QW<T> * run.ld;
-    hand_over<masses>(run.ws.state[t], sweep, sweep.tile[t], [&](int q, int64_t n) { return narrow ? sums[n * QW<T> + q] : sums[q * run.ld + n]; });
+    hand_over<masses>(run.ws.state[t], sweep, sweep.tile[t], run.ws.row, [&](int q, T* row) {
+      constexpr int W = Types<T>::W;
+      if (!narrow) return copy_sums<T>(sums + q / W * W * run.ld, run.ld, q % W, row);
+      for (int64_t n = 0; n < sweep.N; ++n) row[n] = sums[n * QW<T> + q];
+    });
     std::memset(sums, 0, sizeof(T) * QW<T> * run.ld);
   };
   double largest = 0;
