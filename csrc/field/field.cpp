@@ -159,22 +159,29 @@ struct TileRows {
     scale.assign(lanes, 1.0);
     exact = std::make_unique<bool[]>(lanes);
     accumulators.assign(parts * lanes, {-INFINITY, 0, nullptr});
-    const double large = sizeof(T) == 4 ? LARGE_FLOAT : LARGE_DOUBLE;
     for (size_t q = 0; q < rows.size(); ++q) {
       x[q] = job.row(rows[q]);
       scale[q] = job.p.scale[rows[q]] * job.unit * job.unit;
-      double square = 0;
-      for (int64_t n = 0; n < N; ++n) {
-        const double v = x[q][n] * job.unit - job.center[n];
-        square += v * v;
-        panel[n * lanes + q] = T(job.products ? -2 * v : v);
-      }
-      exact[q] = !(square < large && scale[q] < large && scale[q] > 1 / large);
-      if (job.products && !exact[q]) norm[q] = square;
-      if (exact[q])
-        for (int64_t n = 0; n < N; ++n) panel[n * lanes + q] = 0;
       for (int64_t part = 0; part < parts; ++part)
         accumulators[part * lanes + q].sum = sums + (part * int64_t(rows.size()) + int64_t(q)) * N;
+    }
+    constexpr int64_t NEAR = 256;  // rows of the panel that stay in the first cache while all lanes are written
+    for (int64_t first = 0; first < N; first += NEAR)
+      for (size_t q = 0; q < rows.size(); ++q) {
+        double square = 0;
+        for (int64_t n = first; n < std::min(N, first + NEAR); ++n) {
+          const double v = x[q][n] * job.unit - job.center[n];
+          square += v * v;
+          panel[n * lanes + q] = T(job.products ? -2 * v : v);
+        }
+        norm[q] += square;
+      }
+    const double large = sizeof(T) == 4 ? LARGE_FLOAT : LARGE_DOUBLE;
+    for (size_t q = 0; q < rows.size(); ++q) {
+      exact[q] = !(norm[q] < large && scale[q] < large && scale[q] > 1 / large);
+      if (!job.products || exact[q]) norm[q] = 0;
+      if (exact[q])
+        for (int64_t n = 0; n < N; ++n) panel[n * lanes + q] = 0;
     }
   }
 

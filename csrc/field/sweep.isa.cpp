@@ -8,14 +8,11 @@ namespace {
 using pfgm::Element;
 
 constexpr int NARROW = 16;         // largest N that is held in registers
-constexpr int64_t HAND_OVER = 32;  // blocks after which sums go from T to double
+constexpr int64_t HAND_OVER = 48;  // blocks after which sums go from T to double
 constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
 constexpr int PICKS = 64;  // rows in one running sum of a wide block
-#ifndef BLOCK_KB
-#define BLOCK_KB 512
-#endif
-constexpr int64_t BLOCK_BYTES = int64_t(BLOCK_KB) << 10;
+constexpr int64_t BLOCK_BYTES = int64_t(640) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
 
