@@ -12,6 +12,11 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype for a row's constants: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def readable(t: Tensor) -> bool:
     """Whether the values of `t` may be read: on the CPU and outside tracing, where it costs no synchronisation."""
     return t.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._is_tracing()
@@ -46,10 +51,14 @@ def finite(name: str, t: Tensor) -> None:
 def no_grad_needed(name: str, t: Tensor) -> None:
     """Raises if a gradient would be expected to flow through `t`."""
     if t.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name} requires a gradient, which is not defined here: call under torch.no_grad() or detach it")
+        raise ValueError(
+            f"{name} requires a gradient, which is not defined here: call under torch.no_grad() or detach it"
+        )
 
 
-def number(name: str, value: Any, *, above: float | None = None, at_least: float | None = None, finite: bool = True) -> float:
+def number(
+    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, finite: bool = True
+) -> float:
     """`value` as a float within the bounds; bool, str and tensors are refused."""
     scalar = isinstance(value, (int, float)) or (hasattr(value, "__float__") and getattr(value, "shape", ()) == ())
     if isinstance(value, (bool, str, Tensor)) or not scalar:
@@ -92,13 +101,13 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def noise_level(sigma: Any, x: Tensor, name: str = "sigma") -> Tensor:
-    """sigma as a float64 tensor (B,) on the device of x, one level for each row of x.
+    """sigma as a `wide` tensor (B,) on the device of x, one level for each row of x.
 
     Takes a number, a 0-d tensor, (B,) or (B, 1, ..., 1). Values are checked where they can be read.
     """
     B = x.shape[0]
     if not isinstance(sigma, Tensor):
-        return torch.full((B,), number(name, sigma, above=0), dtype=torch.float64, device=x.device)
+        return torch.full((B,), number(name, sigma, above=0), dtype=wide(x.device), device=x.device)
     tensor(name, sigma)
     if sigma.ndim and sigma.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like x, got {sigma.device}")
@@ -108,4 +117,4 @@ def noise_level(sigma: Any, x: Tensor, name: str = "sigma") -> Tensor:
     if readable(sigma) and sigma.numel() and not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
         bad = sigma.flatten()[~((sigma > 0) & torch.isfinite(sigma)).flatten()][0]
         raise ValueError(f"{name} must be finite and > 0 in every row, got {bad.item():g}")
-    return sigma.detach().to(device=x.device, dtype=torch.float64).reshape(-1).expand(B).contiguous()
+    return sigma.detach().to(device=x.device, dtype=wide(x.device)).reshape(-1).expand(B).contiguous()

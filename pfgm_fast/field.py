@@ -48,7 +48,9 @@ class EmpiricalField:
         _checks.tensor("data", data, (*_checks.FLOATING, torch.uint8))
         _checks.no_grad_needed("data", data)
         if data.ndim < 2 or data.numel() == 0:
-            raise ValueError(f"data must be (M, *data) with at least one datum and N >= 1, got shape {tuple(data.shape)}")
+            raise ValueError(
+                f"data must be (M, *data) with at least one datum and N >= 1, got shape {tuple(data.shape)}"
+            )
         _checks.finite("data", data)
         self.D = _checks.augmented_dimension(D)
         self.precision = _checks.choice("precision", precision, PRECISIONS)
@@ -61,7 +63,9 @@ class EmpiricalField:
         if flat.dtype in (torch.float16, torch.bfloat16):
             flat = flat.float()
         self.N = flat.shape[1]
-        self._log_weights = None if log_weights is None else _log_weights(log_weights, M).to(self.device)
+        self._log_weights = (
+            None if log_weights is None else _log_weights(log_weights, M).to(self.device, _checks.wide(self.device))
+        )
         self._order = self._classes = None
         if labels is not None:
             labels = _labels("labels", labels, M, lowest=0).to(self.device)
@@ -79,7 +83,9 @@ class EmpiricalField:
 
     def __repr__(self) -> str:
         kind = _checks.short(self.dtype)
-        return f"EmpiricalField(M={len(self)}, shape={self.shape}, D={self.D:g}, dtype={kind}, backend={self.backend!r})"
+        return (
+            f"EmpiricalField(M={len(self)}, shape={self.shape}, D={self.D:g}, dtype={kind}, backend={self.backend!r})"
+        )
 
     def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """Posterior mean E[y | x, sigma], like x: the ideal denoiser and PFGM++'s stable target (2302.04265, section 3).
@@ -91,7 +97,9 @@ class EmpiricalField:
         mean, _ = self._posterior(query, scale, self._power, labels)
         return mean.reshape(x.shape).to(x.dtype)
 
-    def poisson_field(self, x: Tensor, sigma: float | Tensor, gamma: float = 0.0, labels: Tensor | None = None) -> Tensor:
+    def poisson_field(
+        self, x: Tensor, sigma: float | Tensor, gamma: float = 0.0, labels: Tensor | None = None
+    ) -> Tensor:
         """PFGM's normalised field (B, N + 1): -sqrt(N) (x - x_hat, r) / (|(x - x_hat, r)| + gamma), r = sigma sqrt(D).
 
         The training target of 2209.11178, section 3.2. D = inf, where r is infinite, is a ValueError.
@@ -135,7 +143,9 @@ class EmpiricalField:
         if k > len(self):
             raise ValueError(f"k must be at most the {len(self)} data, got {k}")
         query, scale = self._query(x, sigma)
-        weights, indices = reference.top_weights(query, scale, self._data, self._center, self._log_weights, self._power, k)
+        weights, indices = reference.top_weights(
+            query, scale, self._data, self._center, self._log_weights, self._power, k
+        )
         return weights.to(x.dtype), indices if self._order is None else self._order[indices]
 
     def effective_sample_size(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -192,7 +202,9 @@ class EmpiricalField:
         known = self._classes[place] == labels
         if _checks.readable(labels) and not bool((known | (labels == -1)).all()):
             unknown = labels[~(known | (labels == -1))][0].item()
-            raise ValueError(f"labels must be -1 or a class of the data, got {unknown}; known: {_listed(self._classes)}")
+            raise ValueError(
+                f"labels must be -1 or a class of the data, got {unknown}; known: {_listed(self._classes)}"
+            )
         segment = torch.stack([self._bounds[place], self._bounds[place + 1]], 1) * known[:, None]
         return torch.where((labels == -1)[:, None], segment.new_tensor([0, len(self)]), segment)
 
@@ -231,7 +243,7 @@ def _log_weights(log_weights: Tensor, M: int) -> Tensor:
     if tuple(log_weights.shape) != (M,):
         raise ValueError(f"log_weights must be ({M},), one for each datum, got {tuple(log_weights.shape)}")
     _checks.finite("log_weights", log_weights)
-    return log_weights.detach().to(torch.float64)
+    return log_weights.detach()
 
 
 def _labels(name: str, labels: Tensor, count: int, lowest: int) -> Tensor:

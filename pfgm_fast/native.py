@@ -19,7 +19,13 @@ def supports(device: torch.device) -> bool:
 
 
 def posterior(
-    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
     inputs = [None if t is None else t.contiguous() for t in (x, scale, data, center, log_weights, segments)]

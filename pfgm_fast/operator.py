@@ -91,10 +91,11 @@ def center_of(data: Tensor) -> Tensor:
 
     Distances do not depend on it, only their rounding does: the nearer to the mean, the better.
     """
-    mean = data[:: max(1, len(data) // 256)].mean(0, dtype=torch.float64)
+    wide = _checks.wide(data.device)
+    mean = data[:: max(1, len(data) // 256)].mean(0, dtype=wide)
     if data.dtype == torch.uint8:
         return torch.round(2 * mean - 255)
-    return mean.to(data.dtype).to(torch.float64)
+    return mean.to(data.dtype).to(wide)
 
 
 _library = torch.library.Library("pfgm_fast", "DEF")

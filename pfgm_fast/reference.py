@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 PAIRS = 1 << 20  # elements of a (rows, M) temporary
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}  # of a log weight; a pair that may be worse is evaluated by differences
+TOLERANCE = {
+    torch.float32: 2e-5,
+    torch.float64: 1e-11,
+}  # of a log weight; a pair that may be worse is evaluated by differences
 NEGLIGIBLE = 40.0  # nats below the largest log weight at which a pair needs no care
 
 
@@ -35,20 +38,34 @@ class Logits(NamedTuple):
 
 
 def posterior(
-    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
     means, log_sums = [torch.empty_like(x[:0])], [scale[:0]]
     for rows in row_chunks(len(x), len(data)):
         relative, offset = logits(x[rows], scale[rows], data, center, log_weights, _of(segments, rows), power)
-        log_sum = torch.logsumexp(relative, 1, keepdim=True)
-        means.append(average(torch.exp(relative - log_sum), data, center))
-        log_sums.append(offset + log_sum.squeeze(1))
+        top = relative.amax(1, keepdim=True)
+        weights = torch.exp(relative - top)
+        total = weights.sum(1, dtype=scale.dtype)
+        means.append(average(weights, data, center))
+        log_sums.append(offset + top[:, 0] + total.log())
     return torch.cat(means), torch.cat(log_sums)
 
 
 def divergence(
-    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
 ) -> Tensor:
     """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
 
@@ -93,7 +110,13 @@ def top_weights(
 
 
 def logits(
-    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
+    x: Tensor,
+    scale: Tensor,
+    data: Tensor,
+    center: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
 ) -> Logits:
     """Log weights of every pair, accurate to about `TOLERANCE` wherever a weight is not negligible."""
     unit = pixel_unit(data)
@@ -123,7 +146,9 @@ def logits(
         delta = torch.where(closest.isfinite(), (shifted.to(scale.dtype) + norm - rho).to(x.dtype), delta)
         delta[pairs] = (exact - rho[pairs[0], 0]).to(x.dtype)
     # a row's constant stays apart in float64: only differences among contenders are kept in the compute dtype
-    kernel = -delta / scale.to(x.dtype) if math.isinf(power) else -power * torch.log1p(delta / (rho + scale).to(x.dtype))
+    kernel = (
+        -delta / scale.to(x.dtype) if math.isinf(power) else -power * torch.log1p(delta / (rho + scale).to(x.dtype))
+    )
     offset = -rho / scale if math.isinf(power) else -power * torch.log1p(rho / scale)
     top = prior.amax(1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
@@ -167,11 +192,15 @@ def _distances(x: Tensor, data: Tensor, pairs: tuple[Tensor, ...], dtype: torch.
 
 
 def average(weights: Tensor, data: Tensor, center: Tensor) -> Tensor:
-    """weights @ data, block by block, in data units."""
-    total = weights.new_zeros(len(weights), data.shape[1])
+    """Mean of the data under weights (b, M) of any sum, in data units.
+
+    In float64, block by block: one large weight beside many small ones loses digits at each addition.
+    """
+    wide, total = center.dtype, center.new_zeros(len(weights), data.shape[1])
     for cols, y in blocks(data, center, weights.dtype):
-        total.addmm_(weights[:, cols], y)
-    return ((total + center * weights.sum(1, keepdim=True)) / pixel_unit(data)).to(weights.dtype)
+        total.addmm_(weights[:, cols].to(wide), y.to(wide))
+    mean = total / weights.sum(1, keepdim=True, dtype=wide) + center
+    return (mean / pixel_unit(data)).to(weights.dtype)
 
 
 def blocks(data: Tensor, center: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
