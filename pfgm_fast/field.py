@@ -15,15 +15,16 @@ PRECISIONS = ("highest", "high")
 class EmpiricalField:
     """The Poisson or diffusion field of a data set, as an exact denoiser.
 
-    PFGM (arXiv 2209.11178) sees the data as charges on a plane of an (N + D)-dimensional space, PFGM++ (arXiv 2302.04265) for any
-    D: D = 1 is PFGM, D = math.inf diffusion. Called as `field(x, sigma)` it is the denoiser of EDM's convention,
-    E[y | x, sigma] = sum_j w_j y_j with w_j proportional to exp(a_j) (1 + |x - y_j|^2 / (D sigma^2))^(-(N + D)/2).
+    PFGM (arXiv 2209.11178) sees the data as charges on a plane of an (N + D)-dimensional space, PFGM++ (arXiv
+    2302.04265) for any D: D = 1 is PFGM, D = math.inf diffusion. Called as `field(x, sigma)` it is the denoiser of
+    EDM's convention, E[y | x, sigma] = sum_j w_j y_j with w_j in proportion to
+    exp(a_j) (1 + |x - y_j|^2 / (D sigma^2))^(-(N + D)/2).
 
-    Every method takes x as (B, N) or (B, *data), whatever the shape of the field's data if N agrees, and sigma > 0 in data units as a
-    number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
+    Every method takes x as (B, N) or (B, *data), whatever the shape of the field's data if N agrees, and sigma > 0 in
+    data units as a number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
 
     Args:
-        data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit in memory.
+        data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit.
         D: augmented dimension, a float > 0 or math.inf.
         labels: (M,) int64 >= 0, the class of each datum.
         log_weights: (M,) floating, the log mass a_j of each datum; default 0.
@@ -88,7 +89,7 @@ class EmpiricalField:
         )
 
     def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Posterior mean E[y | x, sigma], like x: the ideal denoiser and PFGM++'s stable target (2302.04265, section 3).
+        """Posterior mean E[y | x, sigma], like x: the ideal denoiser and PFGM++'s target (2302.04265, section 3).
 
         Args:
             labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
@@ -109,16 +110,18 @@ class EmpiricalField:
             raise ValueError("D must be finite for the Poisson field, got inf: r = sigma sqrt(D) is infinite")
         query, scale = self._query(x, sigma)
         mean, _ = self._posterior(query, scale, self._power, labels)
-        vector = torch.cat([query - mean, scale.sqrt().to(query.dtype)[:, None]], 1)
-        return (-math.sqrt(self.N) * vector / (vector.norm(dim=1, keepdim=True) + gamma)).to(x.dtype)
+        vector: Tensor = torch.cat([query - mean, scale.sqrt().to(query.dtype)[:, None]], 1)
+        length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+        return (vector * -math.sqrt(self.N) / (length + gamma)).to(x.dtype)
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Log density (B,) in nats of the data smoothed by the perturbation kernel: Student-t with D degrees of freedom."""
+        """Log density (B,) in nats of the data smoothed by Student-t noise: D degrees of freedom, scale sigma."""
         query, scale = self._query(x, sigma)
         _, log_sum = self._posterior(query, scale, self._power)
         masses = math.log(len(self)) if self._log_weights is None else self._log_weights.logsumexp(0)
         log_norm = -self.N / 2 * torch.log(math.pi * scale) + _log_gamma_ratio(self.N, self.D)
-        return (log_sum - masses + log_norm).to(x.dtype)
+        result: Tensor = log_sum - masses + log_norm
+        return result.to(x.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of the log density with respect to x, like x: -sum_j w_j c_j (x - y_j)."""
@@ -138,7 +141,7 @@ class EmpiricalField:
         return result.to(x.dtype)
 
     def top_weights(self, x: Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest posterior weights of each row, largest first, and the indices of their data: (B, k) and (B, k) int64."""
+        """The k largest posterior weights of each row, largest first, and whose they are: (B, k) and (B, k) int64."""
         k = _checks.integer("k", k, at_least=1)
         if k > len(self):
             raise ValueError(f"k must be at most the {len(self)} data, got {k}")
@@ -165,7 +168,7 @@ class EmpiricalField:
         return (self.N + self.D) / 2
 
     def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Checked queries (B, N) in the compute dtype and the scale of the kernel (B,): D sigma^2, or 2 sigma^2 for D = inf."""
+        """Checked queries (B, N) in the compute dtype; the kernel's scale (B,): D sigma^2, or 2 sigma^2 for D = inf."""
         _checks.tensor("x", x)
         _checks.no_grad_needed("x", x)
         if x.device != self._data.device:

@@ -1,4 +1,7 @@
-"""The operator in C++ on the CPU (csrc/field): one pass over the data, a row's bits independent of its batch and of the threads."""
+"""The operator in C++ on the CPU (csrc/field), in one pass over the data.
+
+The bits of a row depend on that row and the data alone: neither on its batch nor on the threads.
+"""
 
 from __future__ import annotations
 

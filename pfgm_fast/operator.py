@@ -41,12 +41,13 @@ class Backend:
 
 # Where a new backend joins; "auto" takes the first that can run.
 BACKENDS: dict[str, Backend] = {
+    "triton": Backend("pfgm_fast.kernels"),
     "native": Backend("pfgm_fast.native"),
     "torch": Backend("pfgm_fast.reference"),
 }
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def choose(backend: str, device: torch.device) -> str:
     """The name of the backend that will run: `backend` itself, or for "auto" the first that can."""
     if backend == "auto":

@@ -1,8 +1,8 @@
 """The operator in plain PyTorch: the readable truth, on every device and in every dtype.
 
-Log weights come from one matrix product on centred data. Its rounding error in a squared distance, divided by the width of the
-kernel, is the error of a log weight: harmless at large sigma, ruinous between near-duplicates at small sigma. So the pairs that
-matter, and only those, get their distance again by differences.
+Log weights come from one matrix product on centred data. Its rounding error in a squared distance, divided by the width
+of the kernel, is the error of a log weight: harmless at large sigma, ruinous between near-duplicates at small sigma. So
+the pairs that matter, and only those, get their distance again by differences.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def divergence(
 ) -> Tensor:
     """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
 
-    The sums cancel to all digits of float32, so this one is always computed in float64; where even its products cancel, by differences.
+    The sums cancel to all digits of float32, so they are taken in float64; where even its products cancel, by
+    differences.
     """
     wide, unit = scale.dtype, pixel_unit(data)
     parts = [scale[:0]]
