@@ -112,7 +112,8 @@ class EmpiricalField:
         mean, _ = self._posterior(query, scale, self._power, labels)
         vector: Tensor = torch.cat([query - mean, scale.sqrt().to(query.dtype)[:, None]], 1)
         length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-        return (vector * -math.sqrt(self.N) / (length + gamma)).to(x.dtype)
+        result: Tensor = vector * -math.sqrt(self.N) / (length + gamma)
+        return result.to(x.dtype)
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Log density (B,) in nats of the data smoothed by Student-t noise: D degrees of freedom, scale sigma."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, philox
+from pfgm_fast import _checks, philox
 
 
 def perturb(

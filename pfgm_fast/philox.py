@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ._checks import readable, short
+from pfgm_fast._checks import readable, short
 
 NORMAL, CHI2 = 0, 1  # the stream word of the counter: what the numbers are for
 

@@ -201,6 +201,12 @@ def many_data(s: Source) -> Case:
     return mixture(s)
 
 
+def dense_plane(s: Source) -> Case:
+    """So many data in the plane that at every noise level some query has many contenders."""
+    s.B, s.M = 64, 10_000
+    return mixture(s)
+
+
 def loud(s: Source) -> Case:
     """Every query at sigma = 80, where all data count."""
     y, sigma = s.mixture(), np.full(s.B, 80.0)
@@ -225,6 +231,13 @@ def pixels(s: Source) -> Case:
 def weighted(s: Source) -> Case:
     """Log masses over two hundred nats."""
     return replace(mixture(s), log_weights=_tensor(s.rng.uniform(-200, 0, s.M)))
+
+
+def light_neighbours(s: Source) -> Case:
+    """Next to no mass but in every fiftieth datum, so that the nearest datum hardly ever matters."""
+    a = np.full(s.M, -40.0)
+    a[::50] = 0
+    return replace(mixture(s), log_weights=_tensor(a))
 
 
 def classes(s: Source) -> Case:
@@ -268,10 +281,12 @@ GRID: tuple[tuple[Kind, tuple[int, ...], tuple[float, ...]], ...] = (
     (one_query, SHAPES, ENDS),
     (many_queries, (2, 64), (1, math.inf)),
     (many_data, SHAPES, (1, math.inf)),
+    (dense_plane, (2,), (1,)),
     (loud, SHAPES, ENDS),
     (quiet, SHAPES, ENDS),
     (pixels, (1, 16, 17, 64, 784, 3072), ENDS),
     (weighted, SHAPES, ENDS),
+    (light_neighbours, (2, 64), ENDS),
     (classes, SHAPES, (1, math.inf)),
     (double_data, SHAPES, (1, math.inf)),
     (double_queries, SHAPES, (1, math.inf)),

@@ -17,3 +17,8 @@ def path(solution: Solution) -> tuple[Tensor, Tensor]:
     assert solution.trajectory is not None
     assert solution.trajectory_sigma is not None
     return solution.trajectory, solution.trajectory_sigma
+
+
+def broken(x: Tensor, sigma: Tensor) -> Tensor:
+    """A denoiser for calls that must be refused, or have nothing to do, before it is reached."""
+    raise AssertionError("the denoiser must not be called")

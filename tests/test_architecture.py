@@ -24,6 +24,8 @@ LAYERS = (
     ("operator", "sampling"),
     ("field", "_info"),
     ("__init__",),
+    ("demo.style",),
+    ("demo.digits", "demo.heart", "demo.hemisphere", "demo.timing"),
     ("demo",),
     ("cli",),
 )
@@ -37,24 +39,26 @@ def imports_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 or (node.level == 1 and path.parent == PACKAGE), f"{path.name} line {node.lineno}"
-            parts = ["pfgm_fast"] * node.level + ([node.module] if node.module else [])
-            names = [".".join([*parts, alias.name]) for alias in node.names]
+            assert node.level == 0, f"{path.name} line {node.lineno}: imports here are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
             package, _, rest = name.partition(".")
             if package == "pfgm_fast":
-                module = rest.partition(".")[0]
-                yield module if module in LAYER or module == "_C" else "__init__"
+                parents = [rest, *(rest.rsplit(".", n)[0] for n in range(1, rest.count(".") + 1))]
+                yield next((module for module in parents if module in LAYER or module == "_C"), "__init__")
 
 
 def modules() -> list[Path]:
-    return sorted([*PACKAGE.glob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+    return sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 
 def module_of(path: Path) -> str:
-    return path.stem if path.parent == PACKAGE else "kernels"
+    """Its name within pfgm_fast; all of the kernels are one."""
+    if not path.is_relative_to(PACKAGE):
+        return "kernels"
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).replace(".__init__", "")
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))

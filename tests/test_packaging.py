@@ -38,7 +38,7 @@ def build(tree: Path, out: Path, kind: str = "wheel", **environment: str) -> sub
 
 def copy_of_tree(target: Path) -> Path:
     ignored = shutil.ignore_patterns(
-        ".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "_build.txt", "data", "demo"
+        ".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "_build.txt", "data", "demo-output"
     )
     shutil.copytree(ROOT, target, ignore=ignored)
     return target

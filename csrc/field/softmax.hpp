@@ -27,7 +27,7 @@ struct Softmax {
   alignas(64) T total[QW<T>];      // sum of weights
   alignas(64) T band[QW<T>], care[QW<T>], low[QW<T>], high[QW<T>];
   alignas(64) T constant[QW<T>];  // norm + scale
-  alignas(64) T slack[QW<T>];     // twice the error of a score
+  alignas(64) T slack[QW<T>];     // twice the error of a product
   alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
   double distance[QW<T>];         // squared distance that the sums are relative to: reference + norm, without its rounding
   double largest;                 // squared norm of data so far
@@ -125,8 +125,10 @@ PFGM_INLINE bool settle(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& ti
   factor = broadcast(T(1));
   const Vec<T> lowest_before = load(st.lowest + at);
   lowest = least(lowest_before, lowest);
-  const Vec<T> before = load(st.reference + at), constant = load(st.constant + at), slack = load(st.slack + at);
-  const Vec<T> reference = least(before, greatest(lowest, load(st.low + at))), reach = load(st.reach + at);
+  const Vec<T> before = load(st.reference + at), constant = load(st.constant + at);
+  const Vec<T> slack = shape.products ? load(st.slack + at) : lowest * T(2 * shape.error);
+  const Vec<T> precise = lowest <= load(st.high + at) ? greatest(lowest, load(st.low + at)) : before;
+  const Vec<T> reference = least(before, precise), reach = load(st.reach + at);
   store(st.lowest + at, lowest);
   if constexpr (kernel == Kernel::gauss) store(st.band + at, lowest + slack + reach);
   else store(st.band + at, lowest + slack + (lowest + slack + constant) * reach);
