@@ -294,6 +294,14 @@ GRID: tuple[tuple[Kind, tuple[int, ...], tuple[float, ...]], ...] = (
 
 MAKERS = {f"{kind.__name__}-N{N}-D{D:g}": (kind, N, D) for kind, Ns, Ds in GRID for N in Ns for D in Ds}
 NAMES = tuple(MAKERS)
+# Half of them, as the black squares of a chess-board: of every kind each N and each D.
+DOUBLE = tuple(
+    f"{kind.__name__}-N{N}-D{D:g}"
+    for kind, Ns, Ds in GRID
+    for row, N in enumerate(Ns)
+    for column, D in enumerate(Ds)
+    if (row + column) % 2 == 0
+)
 
 
 def make(name: str) -> Case:

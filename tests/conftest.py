@@ -17,6 +17,15 @@ from pfgm_fast import operator
 CPU_BACKENDS = ("torch", "native")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The problems are small: more threads would mostly wait for each other, and on a busy machine very long.
+
+    That nothing depends on their number is tested where they are set.
+    """
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each CPU backend in turn; one that cannot run is skipped, or fails where PFGM_EXT=on asked for it."""

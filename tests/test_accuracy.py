@@ -16,9 +16,6 @@ import pfgm_fast as pf
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-# Every case runs in float32; in float64 from end to end every second one is enough.
-DOUBLE = cases.NAMES[::2]
-
 
 def field_of(case: Case, backend: str) -> pf.EmpiricalField:
     return pf.EmpiricalField(case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend=backend)
@@ -51,7 +48,7 @@ def test_within_the_promised_bounds(name: str, backend: str) -> None:
     check_all(cases.make(name), cases.truth(name), backend)
 
 
-@pytest.mark.parametrize("name", DOUBLE)
+@pytest.mark.parametrize("name", cases.DOUBLE)
 def test_float64_is_computed_in_float64(name: str, backend: str) -> None:
     case = cases.make(name)
     if case.eps < 1e-10:

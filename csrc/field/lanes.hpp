@@ -142,24 +142,25 @@ PFGM_INLINE Vec<float> log2_1p_near(Vec<float> u) {
 }
 PFGM_INLINE Vec<double> log2_1p_near(Vec<double> u) { return log2_1p<double>(u); }
 
-PFGM_INLINE Vec<float> rsqrt(Vec<float> x) {
+// An estimate of x^(-1/2), and from it x^(-1/2) and x^(-3/2) by the series of (1 - e)^(-1/2) and (1 - e)^(-3/2) in its error e.
+PFGM_INLINE Vec<float> rsqrt_estimate(Vec<float> x) {
 #if PFGM_LANES == 16
-  Vec<float> r = (Vec<float>)_mm512_rsqrt14_ps((__m512)x);
-  return r * (1.5f - 0.5f * x * r * r);
+  return (Vec<float>)_mm512_rsqrt14_ps((__m512)x);
 #elif PFGM_LANES == 8
-  Vec<float> r = (Vec<float>)_mm256_rsqrt_ps((__m256)x);
-  r = r * (1.5f - 0.5f * x * r * r);
-  return r * (1.5f - 0.5f * x * r * r);
+  return (Vec<float>)_mm256_rsqrt_ps((__m256)x);
 #else
   Vec<float> r;
   for (int i = 0; i < Types<float>::W; ++i) r[i] = 1.0f / __builtin_sqrtf(x[i]);
   return r;
 #endif
 }
-PFGM_INLINE Vec<double> rsqrt(Vec<double> x) {
-  Vec<double> r;
-  for (int i = 0; i < Types<double>::W; ++i) r[i] = 1.0 / __builtin_sqrt(x[i]);
-  return r;
+PFGM_INLINE Vec<float> rsqrt(Vec<float> x) {
+  const Vec<float> r = rsqrt_estimate(x), e = 1.0f - x * r * r;
+  return r + r * (e * (0.5f + 0.375f * e));
+}
+PFGM_INLINE Vec<float> rsqrt_cubed(Vec<float> x) {
+  const Vec<float> r = rsqrt_estimate(x), square = r * r, e = 1.0f - x * square, cube = square * r;
+  return cube + cube * (e * (1.5f + 1.875f * e));
 }
 
 }  // namespace

@@ -49,10 +49,9 @@ template <Kernel kernel, class T> PFGM_INLINE Vec<T> log2_weight(Vec<T> s, Vec<T
 }
 
 template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> s, Vec<T> reference, Vec<T> rate, const Shape<T>& shape) {
-  if constexpr (kernel == Kernel::cube_root || kernel == Kernel::root) {
-    Vec<T> r = rsqrt((s - reference) * rate + T(1));
-    if constexpr (kernel == Kernel::cube_root) return r * r * r;
-    Vec<T> product = broadcast(T(1));
+  if constexpr (kernel == Kernel::cube_root) return rsqrt_cubed((s - reference) * rate + T(1));
+  if constexpr (kernel == Kernel::root) {
+    Vec<T> r = rsqrt((s - reference) * rate + T(1)), product = broadcast(T(1));
     for (int bit = shape.twice_power; bit; bit >>= 1) {
       if (bit & 1) product = product * r;
       r = r * r;

@@ -73,8 +73,7 @@ struct Run {
 };
 
 template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
-  constexpr unsigned all = (1u << Types<T>::W) - 1;
-  return at_most(load(st.low + at), load(st.lowest + at)) != all || at_most(load(st.band + at), load(st.high + at)) != all;
+  return at_most(load(st.low + at), load(st.lowest + at)) != ALL<T> || at_most(load(st.band + at), load(st.high + at)) != ALL<T>;
 }
 
 // Lists the delicate pairs of a block by lane; false if there are none.
