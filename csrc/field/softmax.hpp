@@ -41,24 +41,25 @@ struct Shape {
   bool products;
 };
 
-template <Kernel kernel, class T> PFGM_INLINE Vec<T> log2_weight(Vec<T> s, Vec<T> reference, Vec<T> rate, T power) {
-  if constexpr (kernel == Kernel::gauss) return (reference - s) * rate;
-  const Vec<T> u = (s - reference) * rate;
+// Weight, and its log2, of a score that is `beyond` the reference.
+template <Kernel kernel, class T> PFGM_INLINE Vec<T> log2_weight(Vec<T> beyond, Vec<T> rate, T power) {
+  const Vec<T> u = beyond * rate;
+  if constexpr (kernel == Kernel::gauss) return -u;
   if constexpr (kernel == Kernel::near_one) return log2_1p_near(u) * -power;
   return log2_1p<T>(u) * -power;
 }
 
-template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> s, Vec<T> reference, Vec<T> rate, const Shape<T>& shape) {
-  if constexpr (kernel == Kernel::cube_root) return rsqrt_cubed((s - reference) * rate + T(1));
+template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> beyond, Vec<T> rate, const Shape<T>& shape) {
+  if constexpr (kernel == Kernel::cube_root) return rsqrt_cubed(beyond * rate + T(1));
   if constexpr (kernel == Kernel::root) {
-    Vec<T> r = rsqrt((s - reference) * rate + T(1)), product = broadcast(T(1));
+    Vec<T> r = rsqrt(beyond * rate + T(1)), product = broadcast(T(1));
     for (int bit = shape.twice_power; bit; bit >>= 1) {
       if (bit & 1) product = product * r;
       r = r * r;
     }
     return product;
   }
-  return exp2_of<T>(log2_weight<kernel, T>(s, reference, rate, shape.power));
+  return exp2_of<T>(log2_weight<kernel, T>(beyond, rate, shape.power));
 }
 
 // Up to which score an error of a lane's scores may matter: the error of the log weight times the weight, against TOLERANCE.
@@ -109,7 +110,7 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
   set_precision(st, sweep, tile, shape);
 }
 
-// How the scores of one group of lanes are read: those up to `cut`, relative to `reference`.
+// How the scores of one group of lanes are read: less `reference`, those up to `cut`.
 template <class T>
 struct Frame {
   Vec<T> reference, cut;
@@ -139,7 +140,7 @@ PFGM_INLINE bool settle(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& ti
   if constexpr (kernel != Kernel::gauss) store(st.rate + at, reference < before ? T(1) / (reference + constant) : load(st.rate + at));
   for (int q = at; q < at + Types<T>::W; ++q)
     if (st.reference[q] != before[q - at]) st.distance[q] = st.reference[q] + tile.norm[q];
-  const Vec<T> moved = log2_weight<smooth, T>(before, reference, load(st.rate + at), shape.power);
+  const Vec<T> moved = log2_weight<smooth, T>(before - reference, load(st.rate + at), shape.power);
   const auto kept = before < broadcast(Types<T>::huge) && reference < before;
   if constexpr (masses) {
     store(st.level + at, load(st.level + at) + (kept ? moved : Vec<T>{}));
@@ -169,10 +170,10 @@ PFGM_INLINE bool raise_level(Softmax<T>& st, int at, const T* scores, int64_t n,
   const Vec<T> rate = load(st.rate + at), before = load(st.level + at);
   Vec<T> level = before;
   for (int64_t j = 0; j < n; ++j) {
-    const Vec<T> s = load(scores + j * QW<T>);
-    if (!at_most(s, frame.cut)) continue;
-    const Vec<T> y = masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, power);
-    level = greatest(level, s <= frame.cut ? y : broadcast(-Types<T>::huge));
+    const Vec<T> beyond = load(scores + j * QW<T>) - frame.reference;
+    if (!at_most(beyond, frame.cut)) continue;
+    const Vec<T> y = masses[j] + log2_weight<kernel, T>(beyond, rate, power);
+    level = greatest(level, beyond <= frame.cut ? y : broadcast(-Types<T>::huge));
   }
   store(st.level + at, level);
   factor = exp2_of<T>(before - level);

@@ -11,7 +11,7 @@ constexpr int NARROW = 16;         // largest N that is held in registers
 constexpr int64_t HAND_OVER = 48;  // blocks after which sums go from T to double
 constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
-constexpr int PICKS = 64;  // rows in one running sum of a wide block
+constexpr int LONG_SUM = 64;  // rows in one running sum of a wide block
 constexpr int64_t BLOCK_BYTES = int64_t(640) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
@@ -99,12 +99,13 @@ template <bool masses, class T>
 Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T>& factor) {
   const Sweep<T>& sweep = run.sweep;
   Workspace<T>& ws = run.ws;
-  Frame<T> frame{Vec<T>{}, load(st.band + at)};
+  Frame<T> frame{Vec<T>{}, Vec<T>{}};
+  unsigned outside = 0;
   for (int q = 0; q < Types<T>::W; ++q) {
     if (!ws.listed[q]) continue;
     if (tile.exact[at + q]) {
       add_exactly(sweep, tile, at + q, first, n, ws.query);
-      frame.cut[q] = -INFINITY;
+      outside |= 1u << q;
       ws.listed[q] = 0;
       continue;
     }
@@ -119,11 +120,13 @@ Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, 
       factor[q] *= settle_exactly<masses>(st, sweep, tile, at + q, nearest);
   }
   const Vec<T> reference = load(st.reference + at);
-  frame.cut -= reference;
+  frame.cut = load(st.band + at) - reference;
   for (int64_t j = 0; j < n; ++j) store(ws.scores + j * QW<T> + at, load(ws.scores + j * QW<T> + at) - reference);
   for (int q = 0; q < Types<T>::W; ++q)
     for (int i = 0; i < ws.listed[q]; ++i)
       ws.scores[ws.list[q * run.rows + i] * QW<T> + at + q] = T(ws.distance[q * run.rows + i] - st.distance[at + q]);
+  for (int q = 0; q < Types<T>::W; ++q)
+    if (outside >> q & 1) frame.cut[q] = -INFINITY;
   return frame;
 }
 
@@ -135,12 +138,12 @@ PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Fra
   for (int64_t j = 0; j < n;) {
     Vec<T> some{};
     for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
-      const Vec<T> s = load(run.ws.scores + j * QW<T> + at);
-      if (!at_most(s, frame.cut)) continue;
+      const Vec<T> beyond = load(run.ws.scores + j * QW<T> + at) - frame.reference;
+      if (!at_most(beyond, frame.cut)) continue;
       Vec<T> w;
-      if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(s, frame.reference, rate, run.shape.power) - level);
-      else w = weight<kernel, T>(s, frame.reference, rate, run.shape);
-      w = s <= frame.cut ? w : Vec<T>{};
+      if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(beyond, rate, run.shape.power) - level);
+      else w = weight<kernel, T>(beyond, rate, run.shape);
+      w = beyond <= frame.cut ? w : Vec<T>{};
       some += w;
       add(j, w);
     }
@@ -155,7 +158,8 @@ template <Kernel kernel, bool masses, class T>
 PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T> lowest,
                                Frame<T>& frame, Vec<T>& factor) {
   bool rescale = settle<kernel, masses, T>(st, run.sweep, tile, at, lowest, run.shape, factor);
-  frame = {load(st.reference + at), load(st.band + at)};
+  const Vec<T> reference = load(st.reference + at);
+  frame = {reference, load(st.band + at) - reference};
   if (__builtin_expect(has_delicate(st, at), 0) && list_delicate(run, st, at, n)) {
     frame = take_exactly<masses>(run, st, tile, at, first, n, factor);
     rescale = true;
@@ -184,8 +188,11 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
     }, [] {});
-    for (int i = 0; i < count; i += PICKS)
-      sum_block<T>(run.ws.scores + i * QW<T> + at, run.ws.pick + i, count - i < PICKS ? count - i : PICKS, run.ws.block, run.ld, sums + at * run.ld);
+    const int32_t* pick = run.ws.pick;
+    for (int i = 0, end = 0; i < count; i = end) {  // where a sum is cut depends on the row of data, not on the lanes beside
+      while (end < count && pick[end] / LONG_SUM == pick[i] / LONG_SUM) ++end;
+      sum_block<T>(run.ws.scores + i * QW<T> + at, pick + i, end - i, run.ws.block, run.ld, sums + at * run.ld);
+    }
   }
 }
 
