@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -50,7 +51,8 @@ def finite(name: str, t: Tensor) -> None:
 
 def no_grad_needed(name: str, t: Tensor) -> None:
     """Raises if a gradient would be expected to flow through `t`."""
-    if t.requires_grad and torch.is_grad_enabled():
+    forward = forward_ad.unpack_dual(t).tangent is not None
+    if forward or (t.requires_grad and torch.is_grad_enabled()):
         raise ValueError(
             f"{name} requires a gradient, which is not defined here: call under torch.no_grad() or detach it"
         )

@@ -22,13 +22,14 @@ class EmpiricalField:
 
     Every method takes x as (B, N) or (B, *data), whatever the shape of the field's data if N agrees, and sigma > 0 in
     data units as a number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
+    The data are not copied where they need no change: do not write to them while the field is in use.
 
     Args:
         data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit.
         D: augmented dimension, a float > 0 or math.inf.
         labels: (M,) int64 >= 0, the class of each datum.
         log_weights: (M,) floating, the log mass a_j of each datum; default 0.
-        precision: "highest" (float32-accurate log weights) or "high" (TF32-class where that is faster).
+        precision: "highest" (float32-accurate log weights) or "high" (TF32-class is enough; no faster so far).
         backend: "auto" or a name in pf.info().backends.
         device: where the data goes; default: where it is.
     Raises:
@@ -54,6 +55,7 @@ class EmpiricalField:
             )
         _checks.finite("data", data)
         self.D = _checks.augmented_dimension(D)
+        self._gaussian = math.isinf(self.D)
         self.precision = _checks.choice("precision", precision, PRECISIONS)
         self.device = data.device if device is None else torch.device(device)
         self.backend = operator.choose(backend, self.device)
@@ -94,9 +96,15 @@ class EmpiricalField:
         Args:
             labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
         """
-        query, scale = self._query(x, sigma)
-        mean, _ = self._posterior(query, scale, self._power, labels)
-        return mean.reshape(x.shape).to(x.dtype)
+        self._check(x)
+        return self._mean(x, _checks.noise_level(sigma, x), self._segments(labels, len(x)))
+
+    def unchecked(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The same without a look at values, for solvers: sigma is (B,).
+
+        A row with NaN, sigma <= 0 or an unknown class is NaN.
+        """
+        return self._mean(x, sigma.to(_checks.wide(x.device)), self._segments(labels, len(x), check=False))
 
     def poisson_field(
         self, x: Tensor, sigma: float | Tensor, gamma: float = 0.0, labels: Tensor | None = None
@@ -106,11 +114,11 @@ class EmpiricalField:
         The training target of 2209.11178, section 3.2. D = inf, where r is infinite, is a ValueError.
         """
         gamma = _checks.number("gamma", gamma, at_least=0)
-        if math.isinf(self.D):
+        if self._gaussian:
             raise ValueError("D must be finite for the Poisson field, got inf: r = sigma sqrt(D) is infinite")
         query, scale = self._query(x, sigma)
-        mean, _ = self._posterior(query, scale, self._power, labels)
-        vector: Tensor = torch.cat([query - mean, scale.sqrt().to(query.dtype)[:, None]], 1)
+        mean, _ = self._run(query, scale, self._log_weights, self._segments(labels, len(x)), self._power)
+        vector: Tensor = torch.cat([(query - mean).to(scale.dtype), scale.sqrt()[:, None]], 1)
         length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
         result: Tensor = vector * -math.sqrt(self.N) / (length + gamma)
         return result.to(x.dtype)
@@ -128,7 +136,7 @@ class EmpiricalField:
         """Gradient of the log density with respect to x, like x: -sum_j w_j c_j (x - y_j)."""
         query, scale = self._query(x, sigma)
         mean, log_sum = self._posterior(query, scale, self._power)
-        if math.isinf(self.D):
+        if self._gaussian:
             factor = 2 / scale
         else:  # w_j c_j is the weight of the same kernel with its power raised by one
             mean, raised = self._posterior(query, scale, self._power + 1)
@@ -138,7 +146,7 @@ class EmpiricalField:
     def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes."""
         query, scale = self._query(x, sigma)
-        result = reference.divergence(query, scale, self._data, self._center, self._log_weights, None, self._power)
+        result = reference.divergence(query, scale, self._data, self._center, self._log_weights, self._power)
         return result.to(x.dtype)
 
     def top_weights(self, x: Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +166,7 @@ class EmpiricalField:
         _, log_sum = self._posterior(query, scale, self._power)
         # sum of exp(2 l): the same kernel with twice the power, or half the scale, and twice the log masses
         twice = None if self._log_weights is None else 2 * self._log_weights
-        if math.isinf(self.D):
+        if self._gaussian:
             _, squares = self._run(query, scale / 2, twice, None, self._power)
         else:
             _, squares = self._run(query, scale, twice, None, 2 * self._power)
@@ -168,8 +176,7 @@ class EmpiricalField:
     def _power(self) -> float:
         return (self.N + self.D) / 2
 
-    def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Checked queries (B, N) in the compute dtype; the kernel's scale (B,): D sigma^2, or 2 sigma^2 for D = inf."""
+    def _check(self, x: Tensor) -> None:
         _checks.tensor("x", x)
         _checks.no_grad_needed("x", x)
         if x.device != self._data.device:
@@ -177,34 +184,44 @@ class EmpiricalField:
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.N:
             raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
         _checks.finite("x", x)
-        level = _checks.noise_level(sigma, x)
-        wide = torch.float64 in (x.dtype, self._data.dtype)
-        query = x.detach().reshape(len(x), self.N).to(torch.float64 if wide else torch.float32).contiguous()
-        level = torch.where(level > 0, level, math.nan)
-        return query, (2.0 if math.isinf(self.D) else self.D) * level**2
 
-    def _posterior(
-        self, query: Tensor, scale: Tensor, power: float, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self._run(query, scale, self._log_weights, self._segments(labels, len(query)), power)
+    def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Checked queries (B, N) in the compute dtype; the kernel's scale (B,): D sigma^2, or 2 sigma^2 for D = inf."""
+        self._check(x)
+        return self._flat(x), self._scale(_checks.noise_level(sigma, x))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        double = torch.float64 in (x.dtype, self._data.dtype)
+        return x.detach().reshape(len(x), self.N).to(torch.float64 if double else torch.float32).contiguous()
+
+    def _scale(self, level: Tensor) -> Tensor:
+        level = torch.where(level > 0, level, math.nan)
+        return (2.0 if self._gaussian else self.D) * level**2
+
+    def _mean(self, x: Tensor, level: Tensor, segments: Tensor | None) -> Tensor:
+        mean, _ = self._run(self._flat(x), self._scale(level), self._log_weights, segments, self._power)
+        return mean.reshape(x.shape).to(x.dtype)
+
+    def _posterior(self, query: Tensor, scale: Tensor, power: float) -> tuple[Tensor, Tensor]:
+        return self._run(query, scale, self._log_weights, None, power)
 
     def _run(
         self, query: Tensor, scale: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
     ) -> tuple[Tensor, Tensor]:
         return operator.posterior(query, scale, self._data, self._center, log_weights, segments, power, self.backend)
 
-    def _segments(self, labels: Tensor | None, B: int) -> Tensor | None:
+    def _segments(self, labels: Tensor | None, B: int, check: bool = True) -> Tensor | None:
         """The range of the sorted data that each row sees (B, 2); an unknown class sees none."""
         if labels is None:
             return None
         if self._classes is None:
             raise ValueError("labels came with the query, but the field has none: EmpiricalField(data, D, labels=...)")
-        labels = _labels("labels", labels, B, lowest=-1)
+        labels = _labels("labels", labels, B, lowest=-1, check=check)
         if labels.device != self._data.device:
             raise ValueError(f"labels must be on {self._data.device} like the data, got {labels.device}")
-        place = torch.searchsorted(self._classes, labels).clamp_max(len(self._classes) - 1)
+        place = torch.searchsorted(self._classes, labels.contiguous()).clamp_max(len(self._classes) - 1)
         known = self._classes[place] == labels
-        if _checks.readable(labels) and not bool((known | (labels == -1)).all()):
+        if check and _checks.readable(labels) and not bool((known | (labels == -1)).all()):
             unknown = labels[~(known | (labels == -1))][0].item()
             raise ValueError(
                 f"labels must be -1 or a class of the data, got {unknown}; known: {_listed(self._classes)}"
@@ -250,11 +267,11 @@ def _log_weights(log_weights: Tensor, M: int) -> Tensor:
     return log_weights.detach()
 
 
-def _labels(name: str, labels: Tensor, count: int, lowest: int) -> Tensor:
+def _labels(name: str, labels: Tensor, count: int, lowest: int, check: bool = True) -> Tensor:
     _checks.tensor(name, labels, (torch.int64,))
     if tuple(labels.shape) != (count,):
         raise ValueError(f"{name} must be ({count},), one for each row, got {tuple(labels.shape)}")
-    if _checks.readable(labels) and count and int(labels.min()) < lowest:
+    if check and count and _checks.readable(labels) and int(labels.min()) < lowest:
         raise ValueError(f"{name} must be >= {lowest}, got {int(labels.min())}")
     return labels
 

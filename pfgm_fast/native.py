@@ -31,6 +31,13 @@ def posterior(
     power: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    _demand(
+        x.dtype in (torch.float32, torch.float64) and data.dtype in (*_ELEMENTS,),
+        "float32 or float64 x, and data or uint8",
+    )
+    doubles = [t for t in (scale, center, log_weights) if t is not None]
+    _demand(all(t.dtype == torch.float64 for t in doubles), "float64 scale, center and log_weights")
+    _demand(segments is None or segments.dtype == torch.int64, "int64 segments")
     inputs = [None if t is None else t.contiguous() for t in (x, scale, data, center, log_weights, segments)]
     mean, log_sum = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(scale)
     address = [0 if t is None else t.data_ptr() for t in inputs]
@@ -46,3 +53,11 @@ def posterior(
         torch.get_num_threads(),
     )
     return mean, log_sum
+
+
+_ELEMENTS = (torch.float32, torch.float64, torch.uint8)
+
+
+def _demand(holds: bool, what: str) -> None:
+    if not holds:
+        raise TypeError(f"torch.ops.pfgm_fast.posterior takes {what}")

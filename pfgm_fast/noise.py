@@ -84,10 +84,8 @@ def prior(
     if device is None:
         source = seeds if generator is None else generator
         device = source.device if isinstance(source, (torch.Generator, Tensor)) else "cpu"
-    if not isinstance(sigma_max, Tensor):
-        sigma_max = _checks.number("sigma_max", sigma_max, above=0)
     place = torch.empty(sizes[0], 0, device=device)
-    levels = _checks.noise_level(sigma_max, place)
+    levels = _checks.noise_level(sigma_max, place, "sigma_max")
     return _student_t(sizes, place.device, dtype, levels, D, seeds, generator).to(dtype)
 
 

@@ -88,7 +88,7 @@ def posterior(
 
 
 def center_of(data: Tensor) -> Tensor:
-    """A point amid the data (N,) float64, from at most 256 evenly spaced rows; for 8-bit data in whole units of 1/255.
+    """A point amid the data (N,) float64, from some hundred evenly spaced rows; for 8-bit data in whole units of 1/255.
 
     Distances do not depend on it, only their rounding does: the nearer to the mean, the better.
     """
@@ -134,4 +134,4 @@ def _fake(
     power: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(scale)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(scale)

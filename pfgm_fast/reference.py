@@ -7,13 +7,15 @@ the pairs that matter, and only those, get their distance again by differences.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 PAIRS = 1 << 20  # elements of a (rows, M) temporary
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -37,6 +39,18 @@ class Logits(NamedTuple):
     offset: Tensor
 
 
+def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function` out of reach of autocast, which would round the products behind the log weights."""
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args: Any) -> Result:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return wrapped
+
+
+@in_full_precision
 def posterior(
     x: Tensor,
     scale: Tensor,
@@ -58,13 +72,13 @@ def posterior(
     return torch.cat(means), torch.cat(log_sums)
 
 
+@in_full_precision
 def divergence(
     x: Tensor,
     scale: Tensor,
     data: Tensor,
     center: Tensor,
     log_weights: Tensor | None,
-    segments: Tensor | None,
     power: float,
 ) -> Tensor:
     """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
@@ -76,7 +90,7 @@ def divergence(
     parts = [scale[:0]]
     for rows in row_chunks(len(x), len(data)):
         xr, sr = x[rows].to(wide), scale[rows]
-        weights = torch.softmax(logits(xr, sr, data, center, log_weights, _of(segments, rows), power).relative, 1)
+        weights = torch.softmax(logits(xr, sr, data, center, log_weights, None, power).relative, 1)
         x_hat = average(weights, data, center)
         a, b = xr * unit - center, x_hat * unit - center
         total = torch.zeros_like(sr)
@@ -97,6 +111,7 @@ def divergence(
     return torch.cat(parts)
 
 
+@in_full_precision
 def top_weights(
     x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
@@ -146,15 +161,18 @@ def logits(
         rho = torch.where(closest.isfinite(), closest, rho)
         delta = torch.where(closest.isfinite(), (shifted.to(scale.dtype) + norm - rho).to(x.dtype), delta)
         delta[pairs] = (exact - rho[pairs[0], 0]).to(x.dtype)
-    # a row's constant stays apart in float64: only differences among contenders are kept in the compute dtype
-    kernel = (
-        -delta / scale.to(x.dtype) if math.isinf(power) else -power * torch.log1p(delta / (rho + scale).to(x.dtype))
-    )
-    offset = -rho / scale if math.isinf(power) else -power * torch.log1p(rho / scale)
-    top = prior.amax(1, keepdim=True)
-    top = torch.where(top.isfinite(), top, 0.0)
-    empty = torch.where(prior.amax(1) > -math.inf, 0.0, math.nan)
-    return Logits(kernel + (prior - top).to(x.dtype), (offset + top)[:, 0] + empty)
+        delta = torch.where(prior > -math.inf, delta, 0.0)  # a pair outside may be nearer than the nearest within
+    if math.isinf(power):
+        kernel, offset = -delta / scale.to(x.dtype), -rho / scale
+    else:
+        kernel = -power * torch.log1p(delta / (rho + scale).to(x.dtype))
+        offset = -power * torch.log1p(rho / scale)
+    if log_weights is None and segments is None:
+        return Logits(kernel, offset[:, 0])
+    # only differences among contenders are kept in the compute dtype: log masses may be far from zero
+    log = kernel.to(scale.dtype) + prior
+    top = log.amax(1, keepdim=True)
+    return Logits((log - top).to(x.dtype), (offset + top)[:, 0])
 
 
 def product_error(norm: Tensor, largest: Tensor, dtype: torch.dtype, N: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfgm_fast import _checks, fixed_step, noise, runge_kutta, schedule
+from pfgm_fast import _checks, fixed_step, noise, philox, runge_kutta, schedule
 from pfgm_fast.solution import Record, Solution, Status, finite_rows, per_row
 
 Callback = Callable[[dict[str, Any]], object]
@@ -50,9 +51,10 @@ def sample(
 
     Args:
         denoiser: `denoiser(x (b, *data), sigma (b,), **extra_args)` -> posterior mean, like x, in any floating dtype.
-            sigma is float64 if the state is, else float32. It may be called on some of the rows only.
+            sigma is float64 if the state is, else float32. It may be called on some of the rows only. If it has a
+            method `unchecked`, that is called instead: the same, but a row it cannot answer is NaN and raises nothing.
         shape: (B, *data) of samples to start from the prior. Exactly one of shape and latents is given.
-        D: augmented dimension, > 0 or math.inf; None takes `denoiser.D`. Needed for the prior only.
+        D: augmented dimension, > 0 or math.inf; None takes `denoiser.D` if that is a number. Needed for the prior only.
         latents: (B, *data), the state at the first level in data units, as `pfgm_fast.prior` draws it; never scaled
             here.
         solver: "euler", "heun" (order 2, Euler to 0; Karras et al. 2022, algorithm 1) or "rk45" (Dormand-Prince 5(4) in
@@ -70,7 +72,9 @@ def sample(
             generator.
         callback: called in every step, before the state changes, with a dict: `x` (b, *data) and `sigma` (0-d; rk45:
             (b,)), where the rows stand; `denoised`, the denoiser's answer there; `i`, the step; `rows` (b,), their
-            indices. If it returns True the solve ends with Status.STOPPED in the rows still running.
+            indices. `x` is the live state and may be edited in place, as guidance does (a float16 or bfloat16 state is
+            kept in float32, so that its `x` is a copy); the rest are not to be edited. If it returns True the solve
+            ends with Status.STOPPED in the rows still running.
         progress: show a bar; for rk45 the share of log sigma covered.
         trajectory: keep the state after each step, on the device.
         device: where the prior is drawn or the latents are moved; None is that of latents, else of the generator, else
@@ -93,12 +97,14 @@ def sample(
         )
     if shape is None:
         x = _given(latents, device, dtype)
+        if seeds is not None:
+            philox.row_seeds(len(x), seeds, generator, x.device)  # unused here, but refused as for the prior
     else:
         device = _device(device, generator, denoiser)
         x = noise.prior(
             shape, levels[0], _needed(D), seeds=seeds, generator=generator, device=device, dtype=_dtype(dtype)
         )
-    network = _Network(denoiser, _extra_args(extra_args, x), x.dtype)
+    network = _Network(getattr(denoiser, "unchecked", denoiser), _extra_args(extra_args, x), x.dtype)
     with torch.no_grad():
         return solve(_Problem(network, x, levels, accuracy, trajectory, _Monitor(callback, progress, x.dtype)))
 
@@ -173,7 +179,13 @@ class _Monitor:
         """Calls the callback; whether it asks to stop."""
         if self.callback is None:
             return False
-        info = {"x": x.to(self.dtype), "i": i, "sigma": sigma, "denoised": denoised.to(self.dtype), "rows": rows}
+        info = {
+            "x": x.to(self.dtype),
+            "i": i,
+            "sigma": sigma,
+            "denoised": denoised.to(self.dtype),
+            "rows": rows.clone(),  # the solver writes to the rows that its own names
+        }
         return bool(self.callback(info))
 
 
@@ -289,19 +301,24 @@ def _levels(
 
 
 def _augmented_dimension(D: float | None, denoiser: object) -> float | None:
-    """D, or that of the denoiser; the two may not differ."""
-    own = getattr(denoiser, "D", None)
+    """D, or that of the denoiser; the two may not differ.
+
+    An attribute D that is no number, such as a network's submodule, means something else and is ignored.
+    """
+    attribute = getattr(denoiser, "D", None)
+    real = isinstance(attribute, numbers.Real) and not isinstance(attribute, bool)
+    own = _checks.augmented_dimension(attribute) if real else None
     if D is None:
-        return own if own is None else _checks.augmented_dimension(own)
+        return own
     D = _checks.augmented_dimension(D)
-    if own is not None and float(own) != D:
+    if own is not None and own != D:
         raise ValueError(f"D={D:g} conflicts with denoiser.D={own:g}; leave D out")
     return D
 
 
 def _needed(D: float | None) -> float:
     if D is None:
-        raise ValueError("D must be given to draw the prior, got None and a denoiser without attribute D")
+        raise ValueError("D must be given to draw the prior, got None and a denoiser without a number as attribute D")
     return D
 
 

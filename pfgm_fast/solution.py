@@ -39,6 +39,9 @@ class SolverError(RuntimeError):
         self.solution = solution
         super().__init__(_describe(solution.status.tolist()))
 
+    def __reduce__(self) -> tuple[type[SolverError], tuple[Solution]]:
+        return type(self), (self.solution,)  # an exception is otherwise made again from its message
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from problems import broken, gaussian, path
+from problems import broken, gaussian, latents_of, path
 from torch import Tensor
 
 from pfgm_fast import noise, sampling
+from pfgm_fast.field import EmpiricalField
 from pfgm_fast.sampling import SOLVERS, sample
 from pfgm_fast.solution import Solution, SolverError, Status
 
 every_solver = pytest.mark.parametrize("solver", list(SOLVERS))
-
-
-def latents_of(B: int = 6, *data: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return 80 * torch.randn(B, *(data or (3,)), generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 class TestNoiseLevels:
@@ -93,6 +91,20 @@ class TestPrior:
             sample(Net(), (3, 2), D=9)
         with pytest.raises(ValueError, match="conflicts"):
             sample(Net(), latents=latents_of(), D=9)
+
+    def test_an_attribute_D_that_is_no_number_is_ignored(self) -> None:
+        class Net(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.D = torch.nn.Linear(1, 1)
+
+            def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+                return gaussian(x, sigma)
+
+        assert sample(Net(), latents=latents_of()).ok
+        assert sample(Net(), (3, 2), D=8).ok
+        with pytest.raises(ValueError, match="D must be given"):
+            sample(Net(), (3, 2))
 
     def test_D_is_needed_for_the_prior_alone(self) -> None:
         with pytest.raises(ValueError, match="D must be given"):
@@ -247,6 +259,35 @@ class TestRows:
             solution.raise_for_status()
         assert error.value.solution is solution
 
+    @every_solver
+    def test_the_unchecked_denoiser_is_called_where_there_is_one(self, solver: str) -> None:
+        class Checked:
+            D = 8.0
+            __call__ = staticmethod(broken)
+            unchecked = staticmethod(gaussian)
+
+        one = sample(Checked(), (3, 2), seeds=[1, 2, 3], solver=solver)
+        assert torch.equal(one.samples, sample(gaussian, (3, 2), D=8, seeds=[1, 2, 3], solver=solver).samples)
+
+    @every_solver
+    def test_a_row_of_an_unknown_class_ends_alone(self, solver: str) -> None:
+        field = EmpiricalField(torch.eye(4), 8.0, labels=torch.tensor([0, 0, 1, 1]))
+        labels = torch.tensor([0, 99])
+        solution = sample(field, (2, 4), seeds=[1, 2], solver=solver, extra_args={"labels": labels})
+        assert solution.status.tolist() == [Status.SUCCESS, Status.NONFINITE]
+        alone = sample(field, (1, 4), seeds=[1], solver=solver, extra_args={"labels": labels[:1]})
+        assert torch.allclose(solution.samples[:1], alone.samples, atol=1e-5)
+
+    def test_an_error_survives_pickling(self) -> None:
+        solution = sample(gaussian, latents=latents_of(), solver="rk45", max_steps=1)
+        with pytest.raises(SolverError) as error:
+            solution.raise_for_status()
+        again = pickle.loads(pickle.dumps(error.value))
+        assert type(again) is SolverError
+        assert str(again) == str(error.value)
+        assert torch.equal(again.solution.samples, solution.samples)
+        assert torch.equal(again.solution.status, solution.status)
+
     def test_max_steps(self) -> None:
         solution = sample(gaussian, latents=latents_of(7), solver="rk45", rtol=1e-10, max_steps=5, trajectory=True)
         assert solution.status.tolist() == [Status.MAX_STEPS] * 7
@@ -260,106 +301,3 @@ class TestRows:
         assert [s.name for s in Status] == ["SUCCESS", "MAX_STEPS", "STEP_UNDERFLOW", "NONFINITE", "STOPPED"]
         assert all(s.sentence.endswith(".") for s in Status)
         assert Status(3) is Status.NONFINITE
-
-
-class TestWatching:
-    @every_solver
-    def test_callback_sees_where_the_rows_stand(self, solver: str) -> None:
-        seen: list[dict[str, Any]] = []
-        latents = latents_of()
-        sample(gaussian, latents=latents, solver=solver, callback=seen.append)
-        assert torch.equal(seen[0]["x"], latents)
-        for i, info in enumerate(seen):
-            assert set(info) == {"x", "i", "sigma", "denoised", "rows"}
-            assert info["i"] == i
-            sigma = info["sigma"].expand(len(info["rows"]))
-            assert torch.allclose(info["denoised"], gaussian(info["x"], sigma), atol=1e-9)
-        assert seen[0]["sigma"].max() == 80
-
-    def test_callback_of_fixed_steps_gets_a_scalar_level(self) -> None:
-        levels = []
-        sample(gaussian, latents=latents_of(), steps=2, callback=lambda info: levels.append(float(info["sigma"])))
-        assert levels == [80, 0.002]
-
-    @every_solver
-    def test_callback_stops(self, solver: str) -> None:
-        states = []
-
-        def stop(info: dict[str, Any]) -> bool:
-            states.append(info["x"])
-            return bool(info["i"] == 3)
-
-        solution = sample(gaussian, latents=latents_of(), solver=solver, callback=stop, trajectory=True)
-        assert solution.status.tolist() == [Status.STOPPED] * 6
-        assert torch.equal(solution.samples, states[-1])
-        assert len(states) == 4
-        assert len(path(solution)[0]) == 3
-        assert not solution.ok
-
-    @every_solver
-    def test_interruption_carries_the_solution(self, solver: str) -> None:
-        calls = 0
-
-        def interrupted(x: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if calls == 12:
-                raise KeyboardInterrupt
-            return gaussian(x, sigma)
-
-        with pytest.raises(KeyboardInterrupt) as stop:
-            sample(interrupted, latents=latents_of(), solver=solver, trajectory=True)
-        solution = vars(stop.value)["solution"]
-        assert isinstance(solution, Solution)
-        assert solution.status.tolist() == [Status.STOPPED] * 6
-        assert (solution.accepted > 0).all()
-        assert torch.equal(path(solution)[0][solution.accepted - 1, torch.arange(6)], solution.samples)
-        assert solution.nfe.tolist() == [12] * 6
-
-    @every_solver
-    @pytest.mark.parametrize("end", ["done", "stop", "interrupt", "error"])
-    def test_the_bar_is_closed_in_every_case(self, solver: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        bars: list[Bar] = []
-
-        class Bar:
-            def __init__(self, total: float, **style: Any) -> None:
-                self.total, self.n, self.closed = total, 0.0, False
-                bars.append(self)
-
-            def update(self, n: float) -> None:
-                assert n >= 0
-                self.n += n
-
-            def __enter__(self) -> Bar:
-                return self
-
-            def __exit__(self, *error: object) -> None:
-                self.closed = True
-
-        def callback(info: dict[str, Any]) -> bool | None:
-            if info["i"] < 3 or end == "done":
-                return None
-            if end == "stop":
-                return True
-            raise KeyboardInterrupt if end == "interrupt" else RuntimeError("from the callback")
-
-        monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Bar))
-        options: dict[str, Any] = {"latents": latents_of(), "solver": solver, "callback": callback, "progress": True}
-        if end in ("done", "stop"):
-            sample(gaussian, **options)
-        else:
-            with pytest.raises((KeyboardInterrupt, RuntimeError)):
-                sample(gaussian, **options)
-        (bar,) = bars
-        assert bar.closed
-        assert 0 < bar.n < bar.total or end == "done"
-        assert bar.n == pytest.approx(bar.total) or end != "done"
-
-    @every_solver
-    def test_a_real_bar(self, solver: str, capsys: pytest.CaptureFixture[str]) -> None:
-        sample(gaussian, latents=latents_of(), solver=solver, progress=True)
-        assert "100%" in capsys.readouterr().err
-
-    def test_no_bar_unless_asked_for(self, capsys: pytest.CaptureFixture[str]) -> None:
-        sample(gaussian, latents=latents_of())
-        assert capsys.readouterr().err == ""

@@ -46,6 +46,8 @@ from pfgm_fast.sampling import SOLVERS, sample
         ({"latents": None, "shape": 3, "D": 1}, TypeError, "shape"),
         ({"latents": None, "shape": (3,), "D": 1}, ValueError, "shape"),
         ({"latents": None, "shape": (-1, 2), "D": 1}, ValueError, "shape"),
+        ({"seeds": [1, 2], "generator": torch.Generator()}, ValueError, "seeds and generator"),
+        ({"seeds": [1, 2, 3]}, ValueError, r"seeds must be one for each of the 2 rows, got shape \(3,\)"),
         ({"dtype": torch.int64}, TypeError, "dtype must be one of"),
         ({"extra_args": [1]}, TypeError, "extra_args must be a dict"),
         ({"extra_args": {"label": torch.arange(5)}}, ValueError, r"extra_args\['label'\] must have a row.* 2 samples"),

@@ -80,7 +80,7 @@ int64_t splits(Range range, int64_t N) {
   return parts;
 }
 
-constexpr double LARGE_FLOAT = 1e30, LARGE_DOUBLE = 1e280;
+constexpr double LARGE_FLOAT = 1e30, LARGE_DOUBLE = 1e280, LARGE_RANGE = 1e3;  // beyond which a row is summed in double
 constexpr int64_t CHUNK_BYTES = int64_t(64) << 20, CHUNK_WORK = int64_t(4) << 30;
 
 template <class T>
@@ -91,7 +91,6 @@ struct Job {
   const int lanes;
   const int64_t depth;                 // length of a row of the panel
   std::vector<double> center;          // zeros for differences
-  double top_log_weight = 0, log_weight_range = 0;
 
   explicit Job(const Problem& problem)
       : p(problem),
@@ -101,11 +100,6 @@ struct Job {
         depth(std::max<int64_t>(p.N, 16)),
         center(p.N, 0.0) {
     if (products) std::copy(p.center, p.center + p.N, center.begin());
-    if (p.log_weights) {
-      const auto [low, high] = std::minmax_element(p.log_weights, p.log_weights + p.M);
-      top_log_weight = *high;
-      log_weight_range = *high - *low;
-    }
   }
 
   const T* row(int64_t i) const { return static_cast<const T*>(p.x) + i * p.N; }
@@ -141,6 +135,7 @@ template <class T>
 struct TileRows {
   std::vector<int64_t> rows;
   Range range;
+  double top_log_weight = 0, log_weight_range = 0;  // within the range
   int64_t parts;
   T* panel;
   double* sums;  // (parts, rows, N)
@@ -149,16 +144,20 @@ struct TileRows {
   std::unique_ptr<bool[]> exact;
   std::vector<Accumulator> accumulators;  // (parts, lanes)
 
-  void fill(const Job<T>& job) {
-    const int64_t N = job.p.N;
+  void prepare(const Job<T>& job) {
     const int lanes = job.lanes;
-    std::fill(panel, panel + job.depth * lanes, T(0));
-    std::fill(sums, sums + parts * int64_t(rows.size()) * N, 0.0);
     x.assign(lanes, job.row(rows[0]));
     norm.assign(lanes, 0.0);
     scale.assign(lanes, 1.0);
     exact = std::make_unique<bool[]>(lanes);
     accumulators.assign(parts * lanes, {-INFINITY, 0, nullptr});
+  }
+
+  void fill(const Job<T>& job) {
+    const int64_t N = job.p.N;
+    const int lanes = job.lanes;
+    std::fill(panel, panel + job.depth * lanes, T(0));
+    std::fill(sums, sums + parts * int64_t(rows.size()) * N, 0.0);
     for (size_t q = 0; q < rows.size(); ++q) {
       x[q] = job.row(rows[q]);
       scale[q] = job.p.scale[rows[q]] * job.unit * job.unit;
@@ -178,26 +177,25 @@ struct TileRows {
       }
     const double large = sizeof(T) == 4 ? LARGE_FLOAT : LARGE_DOUBLE;
     for (size_t q = 0; q < rows.size(); ++q) {
-      exact[q] = !(norm[q] < large && scale[q] < large && scale[q] > 1 / large);
+      exact[q] = !(norm[q] < large && scale[q] < large && scale[q] > 1 / large && log_weight_range < LARGE_RANGE);
       if (!job.products || exact[q]) norm[q] = 0;
       if (exact[q])
         for (int64_t n = 0; n < N; ++n) panel[n * lanes + q] = 0;
     }
   }
 
-  void finish(const Job<T>& job) const {
+  void finish(const Job<T>& job) {
     const int64_t N = job.p.N;
     for (size_t q = 0; q < rows.size(); ++q) {
-      const Accumulator* first = accumulators.data() + q;
+      Accumulator* first = accumulators.data() + q;
       double reference = -INFINITY, total = 0;
       for (int64_t part = 0; part < parts; ++part) reference = std::max(reference, first[part * job.lanes].reference);
-      std::vector<double> sum(N, 0.0);
+      double* sum = first->sum;
       for (int64_t part = 0; part < parts; ++part) {
         const Accumulator& acc = first[part * job.lanes];
-        const double share = std::exp(acc.reference - reference);
-        if (!(acc.total > 0)) continue;
+        const double share = acc.total > 0 ? std::exp(acc.reference - reference) : 0;
         total += share * acc.total;
-        for (int64_t n = 0; n < N; ++n) sum[n] += share * acc.sum[n];
+        for (int64_t n = 0; n < N; ++n) sum[n] = (part ? sum[n] : 0) + share * acc.sum[n];
       }
       if (!(total > 0)) {
         job.fail(rows[q]);
@@ -215,6 +213,7 @@ template <class T>
 struct Task {
   std::vector<Tile<T>> tiles;
   Range range;
+  double top_log_weight, log_weight_range;
 };
 
 template <class T> std::vector<Task<T>> tasks_of(std::vector<TileRows<T>>& tiles, int threads) {
@@ -227,7 +226,8 @@ template <class T> std::vector<Task<T>> tasks_of(std::vector<TileRows<T>>& tiles
     for (size_t hand = 0; hand < hands; ++hand)
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t count = range.end - range.begin;
-        Task<T> task{{}, {range.begin + count * part / parts, range.begin + count * (part + 1) / parts}};
+        Task<T> task{{}, {range.begin + count * part / parts, range.begin + count * (part + 1) / parts},
+                     tiles[begin].top_log_weight, tiles[begin].log_weight_range};
         for (size_t t = begin + hand; t < end; t += hands) {
           TileRows<T>& tile = tiles[t];
           task.tiles.push_back({tile.panel, tile.x.data(), tile.norm.data(), tile.scale.data(), tile.exact.get(),
@@ -253,6 +253,7 @@ template <class T> void run(const Job<T>& job, std::vector<TileRows<T>>& tiles) 
     tile.panel = reinterpret_cast<T*>(at);
     tile.sums = reinterpret_cast<double*>(at + panel_bytes);
     at += panel_bytes + sums_bytes(tile);
+    tile.prepare(job);
   }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < count; ++t) tiles[t].fill(job);
@@ -266,8 +267,8 @@ template <class T> void run(const Job<T>& job, std::vector<TileRows<T>>& tiles) 
 #pragma omp parallel for schedule(dynamic, 1) num_threads(hands) if (hands > 1)
   for (int64_t i = 0; i < int64_t(tasks.size()); ++i) {
     const Task<T>& task = tasks[i];
-    const Sweep<T> sweep{p.data, p.element, p.N, task.range.begin, task.range.end, job.center.data(), p.log_weights, job.top_log_weight,
-                         job.log_weight_range, p.power, job.unit,
+    const Sweep<T> sweep{p.data, p.element, p.N, task.range.begin, task.range.end, job.center.data(), p.log_weights, task.top_log_weight,
+                         task.log_weight_range, p.power, job.unit,
                          // one rounding of the whole, shared by all the data
                          std::log(2 / std::numeric_limits<T>::epsilon() * double(p.M)), int64_t(task.tiles.size()), task.tiles.data()};
     kernels<T>().sweep(sweep, workspaces[omp_get_thread_num()].get());
@@ -286,6 +287,14 @@ template <class T> void posterior(const Problem& p) {
     TileRows<T> tile;
     tile.range = job.range(rows[i]);
     tile.parts = splits(tile.range, p.N);
+    if (p.log_weights && !tiles.empty() && tiles.back().range == tile.range) {
+      tile.top_log_weight = tiles.back().top_log_weight;
+      tile.log_weight_range = tiles.back().log_weight_range;
+    } else if (p.log_weights) {
+      const auto [low, high] = std::minmax_element(p.log_weights + tile.range.begin, p.log_weights + tile.range.end);
+      tile.top_log_weight = *high;
+      tile.log_weight_range = *high - *low;
+    }
     for (; i < rows.size() && int(tile.rows.size()) < job.lanes && job.range(rows[i]) == tile.range; ++i) tile.rows.push_back(rows[i]);
     bytes += tile.parts * job.lanes * p.N * int64_t(sizeof(double));
     work += job.lanes * (tile.range.end - tile.range.begin) * job.depth;

@@ -30,6 +30,7 @@ struct Softmax {
   alignas(64) T slack[QW<T>];     // twice the error of a product
   alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
   double distance[QW<T>];         // squared distance that the sums are relative to: reference + norm, without its rounding
+  double handed[QW<T>], log[QW<T>];  // that distance at the last handing over, and its log weight
   double largest;                 // squared norm of data so far
 };
 
@@ -99,6 +100,7 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
     const bool idle = !tile.accumulator[q].sum;
     st.lowest[q] = st.reference[q] = Types<T>::huge;
     st.distance[q] = 0;
+    st.handed[q] = NAN;
     st.level[q] = -Types<T>::huge;
     st.total[q] = 0;
     st.constant[q] = tile.exact[q] ? T(1) : T(tile.norm[q] + tile.scale[q]);
@@ -158,7 +160,7 @@ template <bool masses, class T> T settle_exactly(Softmax<T>& st, const Sweep<T>&
   st.reference[q] = T(distance - tile.norm[q]);
   if (!std::isinf(sweep.power)) st.rate[q] = T(1 / (distance + scale));
   if (first) return masses ? 1 : 0;
-  const double log = std::isinf(sweep.power) ? (distance - before) / scale : -sweep.power * std::log((before + scale) / (distance + scale));
+  const double log = std::isinf(sweep.power) ? (distance - before) / scale : -sweep.power * std::log1p((before - distance) / (distance + scale));
   if (!masses) return T(std::exp(log));
   st.level[q] += T(log * 1.44269504088896341);
   return 1;
@@ -186,11 +188,15 @@ void hand_over(Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, T* ro
   for (int q = 0; q < QW<T>; ++q) {
     pfgm::Accumulator& acc = tile.accumulator[q];
     if (!acc.sum || !(st.total[q] > 0)) continue;
-    const double ratio = st.distance[q] / tile.scale[q];
-    double reference = std::isinf(sweep.power) ? -ratio : -sweep.power * std::log1p(ratio);
+    if (st.handed[q] != st.distance[q]) {
+      const double ratio = st.distance[q] / tile.scale[q];
+      st.log[q] = std::isinf(sweep.power) ? -ratio : -sweep.power * std::log1p(ratio);
+      st.handed[q] = st.distance[q];
+    }
+    double reference = st.log[q];
     if (masses) reference += st.level[q] * 0.69314718055994531 + sweep.top_log_weight;
     const double top = reference > acc.reference ? reference : acc.reference;
-    const double keep = std::exp(acc.reference - top), share = std::exp(reference - top);
+    const double keep = acc.reference == top ? 1 : std::exp(acc.reference - top), share = reference == top ? 1 : std::exp(reference - top);
     acc.reference = top;
     acc.total = acc.total * keep + share * st.total[q];
     copy(q, row);

@@ -8,7 +8,7 @@ namespace {
 using pfgm::Element;
 
 constexpr int NARROW = 16;         // largest N that is held in registers
-constexpr int64_t HAND_OVER = 48;  // blocks after which sums go from T to double
+constexpr int64_t HAND_OVER_NARROW = 16, HAND_OVER_WIDE = 48;  // blocks after which sums go from T to double
 constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
 constexpr int LONG_SUM = 64;  // rows in one running sum of a wide block
@@ -264,6 +264,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
   const Sweep<T>& sweep = run.sweep;
   const auto visit = tile_function<kernel, masses, T>(sweep.N);
   const bool narrow = sweep.N <= NARROW;
+  const int64_t hand_over_after = narrow ? HAND_OVER_NARROW : HAND_OVER_WIDE;
   auto hand_over_tile = [&](int64_t t) {
     T* sums = run.ws.sums + t * QW<T> * run.ld;
     hand_over<masses>(run.ws.state[t], sweep, sweep.tile[t], run.ws.row, [&](int q, T* row) {
@@ -291,7 +292,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
       else
         for (int q = 0; q < QW<T>; ++q)
           if (sweep.tile[t].accumulator[q].sum) add_exactly(sweep, sweep.tile[t], q, first, n, run.ws.query);
-      if (blocks % HAND_OVER == HAND_OVER - 1 || first + n == sweep.end) hand_over_tile(t);
+      if (blocks % hand_over_after == hand_over_after - 1 || first + n == sweep.end) hand_over_tile(t);
     }
   }
 }
