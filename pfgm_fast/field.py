@@ -97,6 +97,7 @@ class EmpiricalField:
             labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
         """
         self._check(x)
+        _checks.finite("x", x)
         return self._mean(x, _checks.noise_level(sigma, x), self._segments(labels, len(x)))
 
     def unchecked(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -104,6 +105,7 @@ class EmpiricalField:
 
         A row with NaN, sigma <= 0 or an unknown class is NaN.
         """
+        self._check(x)
         return self._mean(x, sigma.to(_checks.wide(x.device)), self._segments(labels, len(x), check=False))
 
     def poisson_field(
@@ -183,11 +185,11 @@ class EmpiricalField:
             raise ValueError(f"x must be on {self._data.device} like the data, got {x.device}")
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.N:
             raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
-        _checks.finite("x", x)
 
     def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """Checked queries (B, N) in the compute dtype; the kernel's scale (B,): D sigma^2, or 2 sigma^2 for D = inf."""
         self._check(x)
+        _checks.finite("x", x)
         return self._flat(x), self._scale(_checks.noise_level(sigma, x))
 
     def _flat(self, x: Tensor) -> Tensor:

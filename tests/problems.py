@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pfgm_fast.solution import Solution
@@ -23,8 +22,3 @@ def path(solution: Solution) -> tuple[Tensor, Tensor]:
 def broken(x: Tensor, sigma: Tensor) -> Tensor:
     """A denoiser for calls that must be refused, or have nothing to do, before it is reached."""
     raise AssertionError("the denoiser must not be called")
-
-
-def latents_of(B: int = 6, *data: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """States at sigma = 80, the same ones in every call."""
-    return 80 * torch.randn(B, *(data or (3,)), generator=torch.Generator().manual_seed(0), dtype=dtype)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import pickle
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from problems import broken, gaussian, latents_of, path
+from problems import broken, gaussian, path
 from torch import Tensor
 
 from pfgm_fast import noise, sampling
 from pfgm_fast.field import EmpiricalField
 from pfgm_fast.sampling import SOLVERS, sample
-from pfgm_fast.solution import Solution, SolverError, Status
+from pfgm_fast.solution import SolverError, Status
 
 every_solver = pytest.mark.parametrize("solver", list(SOLVERS))
+
+
+def latents_of(B: int = 6, *data: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return 80 * torch.randn(B, *(data or (3,)), generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 class TestNoiseLevels:

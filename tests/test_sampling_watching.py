@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from problems import gaussian, latents_of, path
+from problems import gaussian, path
 from torch import Tensor
 
 from pfgm_fast.sampling import SOLVERS, sample
 from pfgm_fast.solution import Solution, Status
 
 every_solver = pytest.mark.parametrize("solver", list(SOLVERS))
+
+
+def latents_of() -> Tensor:
+    return 80 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 class TestWatching:
