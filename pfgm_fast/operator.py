@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,18 +107,9 @@ _library.define(
 )
 
 
-def _run(
-    x: Tensor,
-    scale: Tensor,
-    data: Tensor,
-    center: Tensor,
-    log_weights: Tensor | None,
-    segments: Tensor | None,
-    power: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    module = importlib.import_module(BACKENDS[backend].name)
-    return module.posterior(x, scale, data, center, log_weights, segments, power)  # type: ignore[no-any-return]
+def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, backend = arguments
+    return importlib.import_module(BACKENDS[backend].name).posterior(*inputs)  # type: ignore[no-any-return]
 
 
 _library.impl("posterior", _run, "CompositeExplicitAutograd")

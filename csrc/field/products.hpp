@@ -44,9 +44,9 @@ T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict ce
 
 constexpr int ROWS = PFGM_LANES == 16 ? 12 : 6;  // data rows in a register tile of scores
 // Terms in one running sum: a short sum rounds less, and is added to the rest more often.
-PFGM_INLINE int64_t terms(int64_t N) { return N < 1024 ? 64 : 128; }
+PFGM_INLINE int64_t terms(int64_t N) { return N < 512 ? 64 : 128; }
 
-// Where the next block of data lies: it is fetched into the second cache while this one is worked on, `stride` bytes a term.
+// Where the next block of data lies: it is fetched into the second cache while this one is worked on, `stride` bytes a step.
 struct Ahead {
   const char* at;
   int64_t stride;
@@ -106,11 +106,12 @@ template <class T> constexpr int QUERIES = PFGM_LANES == 16 ? 8 : Types<T>::W < 
 
 // sums (QUERIES, V vectors) += weights (count, QW) times the picked rows.
 template <int V, class T>
-PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+PFGM_INLINE void sum_rows(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums, Ahead& ahead) {
   Vec<T> acc[QUERIES<T>][V];
   for (int q = 0; q < QUERIES<T>; ++q)
     for (int v = 0; v < V; ++v) acc[q][v] = Vec<T>{};
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < count; ++i, ahead.at += ahead.stride) {
+    __builtin_prefetch(ahead.at, 0, 2);
     const T* row = y + pick[i] * ld;
     const T* w = weights + int64_t(i) * QW<T>;
     Vec<T> values[V];
@@ -140,10 +141,10 @@ template <class T, class Visit> PFGM_INLINE void for_strips(int64_t ld, Visit vi
 }
 
 // Adds the picked rows of a block to the sums of one group of lanes.
-template <class T> void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums) {
+template <class T> void sum_block(const T* weights, const int32_t* pick, int count, const T* y, int64_t ld, T* sums, Ahead& ahead) {
   constexpr int W = Types<T>::W;
   for_strips<T>(ld, [&](int64_t n, auto vectors) {
-    for (int q = 0; q < W; q += QUERIES<T>) sum_rows<vectors()>(weights + q, pick, count, y + n, ld, sums + (n + q * vectors()) * W);
+    for (int q = 0; q < W; q += QUERIES<T>) sum_rows<vectors()>(weights + q, pick, count, y + n, ld, sums + (n + q * vectors()) * W, ahead);
   });
 }
 

@@ -130,8 +130,9 @@ Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, 
   return frame;
 }
 
-// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero; pause() after a short sum.
-template <Kernel kernel, bool masses, class T, class Add, class Pause>
+// The weights of one group of lanes for a block, handed to add(j, w) row by row where any is not zero (`all`: none is); pause()
+// after a short sum.
+template <Kernel kernel, bool masses, bool all, class T, class Add, class Pause>
 PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Frame<T>& frame, Add add, Pause pause) {
   const Vec<T> rate = load(st.rate + at), level = load(st.level + at);
   Vec<T> total{};
@@ -139,11 +140,11 @@ PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Fra
     Vec<T> some{};
     for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
       const Vec<T> beyond = load(run.ws.scores + j * QW<T> + at) - frame.reference;
-      if (!at_most(beyond, frame.cut)) continue;
+      if (!all && !at_most(beyond, frame.cut)) continue;
       Vec<T> w;
       if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(beyond, rate, run.shape.power) - level);
       else w = weight<kernel, T>(beyond, rate, run.shape);
-      w = beyond <= frame.cut ? w : Vec<T>{};
+      if (!all) w = beyond <= frame.cut ? w : Vec<T>{};
       some += w;
       add(j, w);
     }
@@ -184,14 +185,14 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
       for (int q = 0; q < W; ++q)
         if (factor[q] != 1) scale_sums<T>(sums + at * run.ld, run.ld, q, factor[q]);
     int count = 0;
-    weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
+    weigh<kernel, masses, false, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
     }, [] {});
     const int32_t* pick = run.ws.pick;
     for (int i = 0, end = 0; i < count; i = end) {  // where a sum is cut depends on the row of data, not on the lanes beside
       while (end < count && pick[end] / LONG_SUM == pick[i] / LONG_SUM) ++end;
-      sum_block<T>(run.ws.scores + i * QW<T> + at, pick + i, end - i, run.ws.block, run.ld, sums + at * run.ld);
+      sum_block<T>(run.ws.scores + i * QW<T> + at, pick + i, end - i, run.ws.block, run.ld, sums + at * run.ld, run.ahead);
     }
   }
 }
@@ -203,7 +204,7 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
   T* sums = run.ws.sums + t * QW<T> * N;
   const T* y = run.ws.block;
   for (int at = 0; at < QW<T>; at += W) {
-    Vec<T> x[N], lowest = broadcast(Types<T>::huge), factor, part[N], some[N];
+    Vec<T> x[N], lowest = broadcast(Types<T>::huge), highest{}, factor, part[N], some[N];
     Frame<T> frame;
     for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = some[k] = Vec<T>{};
     for (int64_t j = 0; j < n; ++j) {
@@ -215,16 +216,20 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
       }
       store(run.ws.scores + j * QW<T> + at, rho);
       lowest = least(lowest, rho);
+      highest = greatest(highest, rho);
     }
     if (prepare_group<kernel, masses, T>(run, st, tile, at, first, n, lowest, frame, factor))
       for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) * factor);
-    weigh<kernel, masses, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
+    const auto add = [&](int64_t j, Vec<T> w) {
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k) some[k] += w * y[j * N + k];
-    }, [&] {
+    };
+    const auto pause = [&] {
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k) part[k] += some[k], some[k] = Vec<T>{};
-    });
+    };
+    if (at_most(highest - frame.reference, frame.cut) == ALL<T>) weigh<kernel, masses, true, T>(run, st, at, n, frame, add, pause);
+    else weigh<kernel, masses, false, T>(run, st, at, n, frame, add, pause);
     for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
   }
 }
@@ -244,7 +249,7 @@ template <class T> T pack_block(Run<T>& run, int64_t first, int64_t n) {
 
 template <class T> Ahead look_ahead(const Sweep<T>& sweep, int64_t first) {
   const int64_t size = sweep.element == Element::u8 ? 1 : sweep.element == Element::f32 ? 4 : 8;
-  return {static_cast<const char*>(sweep.data) + first * sweep.N * size, (size * ROWS + sweep.tiles - 1) / sweep.tiles};
+  return {static_cast<const char*>(sweep.data) + first * sweep.N * size, (size * ROWS + 2 * sweep.tiles - 1) / (2 * sweep.tiles)};  // as many steps in scores as in sums
 }
 
 template <Kernel kernel, bool masses, class T> auto tile_function(int64_t N) {
