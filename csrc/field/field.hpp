@@ -12,7 +12,7 @@ struct Problem {
   const double* scale;        // (B)
   const void* data;           // (M, N)
   Element element;
-  const double* center;       // (N), every entry a float
+  const double* center;       // (N), used for products only
   const double* log_weights;  // (M) or null
   const int64_t* segments;    // (B, 2) or null: the half-open range of data that each row sees
   double power;               // (N + D) / 2 or inf
