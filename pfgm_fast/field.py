@@ -71,7 +71,7 @@ class EmpiricalField:
         )
         self._order = self._classes = None
         if labels is not None:
-            labels = _labels("labels", labels, M, lowest=0).to(self.device)
+            labels = _labels(labels, M, lowest=0).to(self.device)
             self._order = torch.argsort(labels, stable=True)
             self._classes, counts = torch.unique(labels, return_counts=True)
             self._bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -96,9 +96,8 @@ class EmpiricalField:
         Args:
             labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
         """
-        self._check(x)
-        _checks.finite("x", x)
-        return self._mean(x, _checks.noise_level(sigma, x), self._segments(labels, len(x)))
+        query, scale = self._query(x, sigma)
+        return self._mean(x, query, scale, self._segments(labels, len(x)))
 
     def unchecked(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The same without a look at values, for solvers: sigma is (B,).
@@ -106,7 +105,8 @@ class EmpiricalField:
         A row with NaN, sigma <= 0 or an unknown class is NaN.
         """
         self._check(x)
-        return self._mean(x, sigma.to(_checks.wide(x.device)), self._segments(labels, len(x), check=False))
+        scale = self._scale(sigma.to(_checks.wide(x.device)))
+        return self._mean(x, self._flat(x), scale, self._segments(labels, len(x), check=False))
 
     def poisson_field(
         self, x: Tensor, sigma: float | Tensor, gamma: float = 0.0, labels: Tensor | None = None
@@ -200,8 +200,8 @@ class EmpiricalField:
         level = torch.where(level > 0, level, math.nan)
         return (2.0 if self._gaussian else self.D) * level**2
 
-    def _mean(self, x: Tensor, level: Tensor, segments: Tensor | None) -> Tensor:
-        mean, _ = self._run(self._flat(x), self._scale(level), self._log_weights, segments, self._power)
+    def _mean(self, x: Tensor, query: Tensor, scale: Tensor, segments: Tensor | None) -> Tensor:
+        mean, _ = self._run(query, scale, self._log_weights, segments, self._power)
         return mean.reshape(x.shape).to(x.dtype)
 
     def _posterior(self, query: Tensor, scale: Tensor, power: float) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ class EmpiricalField:
             return None
         if self._classes is None:
             raise ValueError("labels came with the query, but the field has none: EmpiricalField(data, D, labels=...)")
-        labels = _labels("labels", labels, B, lowest=-1, check=check)
+        labels = _labels(labels, B, lowest=-1, check=check)
         if labels.device != self._data.device:
             raise ValueError(f"labels must be on {self._data.device} like the data, got {labels.device}")
         place = torch.searchsorted(self._classes, labels.contiguous()).clamp_max(len(self._classes) - 1)
@@ -269,12 +269,12 @@ def _log_weights(log_weights: Tensor, M: int) -> Tensor:
     return log_weights.detach()
 
 
-def _labels(name: str, labels: Tensor, count: int, lowest: int, check: bool = True) -> Tensor:
-    _checks.tensor(name, labels, (torch.int64,))
+def _labels(labels: Tensor, count: int, lowest: int, check: bool = True) -> Tensor:
+    _checks.tensor("labels", labels, (torch.int64,))
     if tuple(labels.shape) != (count,):
-        raise ValueError(f"{name} must be ({count},), one for each row, got {tuple(labels.shape)}")
+        raise ValueError(f"labels must be ({count},), one for each row, got {tuple(labels.shape)}")
     if check and count and _checks.readable(labels) and int(labels.min()) < lowest:
-        raise ValueError(f"{name} must be >= {lowest}, got {int(labels.min())}")
+        raise ValueError(f"labels must be >= {lowest}, got {int(labels.min())}")
     return labels
 
 

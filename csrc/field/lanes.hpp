@@ -140,7 +140,6 @@ PFGM_INLINE Vec<float> log2_1p_near(Vec<float> u) {
   p = p * u + 4.806197097e-1f; p = p * u - 7.213392416e-1f; p = p * u + 1.442695001e+0f;
   return p * u;
 }
-PFGM_INLINE Vec<double> log2_1p_near(Vec<double> u) { return log2_1p<double>(u); }
 
 // An estimate of x^(-1/2), and from it x^(-1/2) and x^(-3/2) by the series of (1 - e)^(-1/2) and (1 - e)^(-3/2) in its error e.
 PFGM_INLINE Vec<float> rsqrt_estimate(Vec<float> x) {
