@@ -57,12 +57,12 @@ class EmpiricalField:
         self.D = _checks.augmented_dimension(D)
         self._gaussian = math.isinf(self.D)
         self.precision = _checks.choice("precision", precision, PRECISIONS)
-        self.device = data.device if device is None else torch.device(device)
-        self.backend = operator.choose(backend, self.device)
+        self.backend = operator.choose(backend, data.device if device is None else torch.device(device))
         self.shape = tuple(data.shape[1:])
         self.dtype = data.dtype
         M = len(data)
-        flat = data.detach().reshape(M, -1).to(self.device)
+        flat = data.detach().reshape(M, -1).to(device)
+        self.device = flat.device
         if flat.dtype in (torch.float16, torch.bfloat16):
             flat = flat.float()
         self.N = flat.shape[1]
@@ -78,11 +78,11 @@ class EmpiricalField:
             flat = flat[self._order]
             if self._log_weights is not None:
                 self._log_weights = self._log_weights[self._order]
-        self._data = flat.contiguous()
-        self._center = operator.center_of(self._data)
+        self._M = M
+        self._data = operator.prepare(flat.contiguous(), self.backend)
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._M
 
     def __repr__(self) -> str:
         kind = _checks.short(self.dtype)
@@ -148,7 +148,7 @@ class EmpiricalField:
     def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes."""
         query, scale = self._query(x, sigma)
-        result = reference.divergence(query, scale, self._data, self._center, self._log_weights, self._power)
+        result = reference.divergence(query, scale, self._data, self._log_weights, self._power)
         return result.to(x.dtype)
 
     def top_weights(self, x: Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class EmpiricalField:
             raise ValueError(f"k must be at most the {len(self)} data, got {k}")
         query, scale = self._query(x, sigma)
         weights, indices = reference.top_weights(
-            query, scale, self._data, self._center, self._log_weights, self._power, k
+            query, scale, self._data, self._log_weights, self._power, k
         )
         return weights.to(x.dtype), indices if self._order is None else self._order[indices]
 
@@ -181,8 +181,8 @@ class EmpiricalField:
     def _check(self, x: Tensor) -> None:
         _checks.tensor("x", x)
         _checks.no_grad_needed("x", x)
-        if x.device != self._data.device:
-            raise ValueError(f"x must be on {self._data.device} like the data, got {x.device}")
+        if x.device != self.device:
+            raise ValueError(f"x must be on {self.device} like the data, got {x.device}")
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.N:
             raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
 
@@ -193,7 +193,7 @@ class EmpiricalField:
         return self._flat(x), self._scale(_checks.noise_level(sigma, x))
 
     def _flat(self, x: Tensor) -> Tensor:
-        double = torch.float64 in (x.dtype, self._data.dtype)
+        double = torch.float64 in (x.dtype, self.dtype)
         return x.detach().reshape(len(x), self.N).to(torch.float64 if double else torch.float32).contiguous()
 
     def _scale(self, level: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class EmpiricalField:
     def _run(
         self, query: Tensor, scale: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
     ) -> tuple[Tensor, Tensor]:
-        return operator.posterior(query, scale, self._data, self._center, log_weights, segments, power, self.backend)
+        return operator.posterior(query, scale, self._data, log_weights, segments, power, self.backend)
 
     def _segments(self, labels: Tensor | None, B: int, check: bool = True) -> Tensor | None:
         """The range of the sorted data that each row sees (B, 2); an unknown class sees none."""
@@ -219,8 +219,8 @@ class EmpiricalField:
         if self._classes is None:
             raise ValueError("labels came with the query, but the field has none: EmpiricalField(data, D, labels=...)")
         labels = _labels(labels, B, lowest=-1, check=check)
-        if labels.device != self._data.device:
-            raise ValueError(f"labels must be on {self._data.device} like the data, got {labels.device}")
+        if labels.device != self.device:
+            raise ValueError(f"labels must be on {self.device} like the data, got {labels.device}")
         place = torch.searchsorted(self._classes, labels.contiguous()).clamp_max(len(self._classes) - 1)
         known = self._classes[place] == labels
         if check and _checks.readable(labels) and not bool((known | (labels == -1)).all()):

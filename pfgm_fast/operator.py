@@ -24,9 +24,13 @@ from pfgm_fast import _checks
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation of the operator: the module `name` with unavailable(), supports(device) and posterior(...)."""
+    """An implementation of the operator: a module with unavailable(), supports(device), pack(data, center), empty_pack(data), posterior.
+
+    "auto" takes it for tensors on a device of the types `chosen_on`, or of any type if that is empty.
+    """
 
     name: str
+    chosen_on: tuple[str, ...] = ()
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run here, or None if it can."""
@@ -42,8 +46,8 @@ class Backend:
 
 # Where a new backend joins; "auto" takes the first that can run.
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend("pfgm_fast.kernels"),
-    "native": Backend("pfgm_fast.native"),
+    "triton": Backend("pfgm_fast.kernels", chosen_on=("cuda",)),
+    "native": Backend("pfgm_fast.native", chosen_on=("cpu",)),
     "torch": Backend("pfgm_fast.reference"),
 }
 
@@ -52,7 +56,8 @@ BACKENDS: dict[str, Backend] = {
 def choose(backend: str, device: torch.device) -> str:
     """The name of the backend that will run: `backend` itself, or for "auto" the first that can."""
     if backend == "auto":
-        return next(name for name, candidate in BACKENDS.items() if candidate.refuses(device) is None)
+        fit = ((n, b) for n, b in BACKENDS.items() if not b.chosen_on or device.type in b.chosen_on)
+        return next(name for name, candidate in fit if candidate.refuses(device) is None)
     _checks.choice("backend", backend, ("auto", *BACKENDS))
     why = BACKENDS[backend].refuses(device)
     if why is not None:
@@ -63,8 +68,7 @@ def choose(backend: str, device: torch.device) -> str:
 def posterior(
     x: Tensor,
     scale: Tensor,
-    data: Tensor,
-    center: Tensor,
+    data: list[Tensor],
     log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
@@ -75,8 +79,7 @@ def posterior(
     Args:
         x: queries (B, N), float32 or float64, contiguous.
         scale: (B,) float64, D sigma^2 or 2 sigma^2.
-        data: (M, N) float32, float64 or uint8 (pixel u stands for (2u - 255)/255), contiguous.
-        center: (N,) float64, any point amid the data as `center_of` gives it.
+        data: the M data as `prepare` makes them for this backend.
         log_weights: (M,) float64, the a_j, or None for 0.
         segments: (B, 2) int64, the half-open range of data that each row sees, or None for all.
         power: (N + D)/2 or inf.
@@ -84,8 +87,14 @@ def posterior(
     Returns:
         x_hat (B, N) in the dtype of x, and L (B,) in float64. A row with NaN, scale <= 0 or an empty segment is NaN.
     """
-    mean, log_sum = torch.ops.pfgm_fast.posterior(x, scale, data, center, log_weights, segments, power, backend)
+    mean, log_sum = torch.ops.pfgm_fast.posterior(x, scale, data, log_weights, segments, power, backend)
     return mean, log_sum
+
+
+def prepare(data: Tensor, backend: str) -> list[Tensor]:
+    """The data (M, N) as `posterior` takes them: the data, their centre, and what the backend makes of them once."""
+    center = center_of(data)
+    return [data, center, *torch.ops.pfgm_fast.pack(data, center, backend)]
 
 
 def center_of(data: Tensor) -> Tensor:
@@ -102,9 +111,10 @@ def center_of(data: Tensor) -> Tensor:
 
 _library = torch.library.Library("pfgm_fast", "DEF")
 _library.define(
-    "posterior(Tensor x, Tensor scale, Tensor data, Tensor center, Tensor? log_weights, Tensor? segments, float power, "
-    "str backend) -> (Tensor, Tensor)"
+    "posterior(Tensor x, Tensor scale, Tensor[] data, Tensor? log_weights, Tensor? segments, float power, str backend)"
+    " -> (Tensor, Tensor)"
 )
+_library.define("pack(Tensor data, Tensor center, str backend) -> Tensor[]")
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -112,18 +122,27 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     return importlib.import_module(BACKENDS[backend].name).posterior(*inputs)  # type: ignore[no-any-return]
 
 
+def _pack(data: Tensor, center: Tensor, backend: str) -> list[Tensor]:
+    return importlib.import_module(BACKENDS[backend].name).pack(data, center)  # type: ignore[no-any-return]
+
+
 _library.impl("posterior", _run, "CompositeExplicitAutograd")
+_library.impl("pack", _pack, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("pfgm_fast::posterior", lib=_library)
 def _fake(
     x: Tensor,
     scale: Tensor,
-    data: Tensor,
-    center: Tensor,
+    data: list[Tensor],
     log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(scale)
+
+
+@torch.library.register_fake("pfgm_fast::pack", lib=_library)
+def _fake_pack(data: Tensor, center: Tensor, backend: str) -> list[Tensor]:
+    return importlib.import_module(BACKENDS[backend].name).empty_pack(data)  # type: ignore[no-any-return]

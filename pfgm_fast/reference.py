@@ -32,6 +32,14 @@ def supports(device: torch.device) -> bool:
     return True
 
 
+def pack(data: Tensor, center: Tensor) -> list[Tensor]:
+    return []
+
+
+def empty_pack(data: Tensor) -> list[Tensor]:
+    return []
+
+
 class Logits(NamedTuple):
     """Log weights (b, M) of some rows, up to the row's constant `offset` (b,), which is kept in float64."""
 
@@ -54,20 +62,20 @@ def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
 def posterior(
     x: Tensor,
     scale: Tensor,
-    data: Tensor,
-    center: Tensor,
+    data: list[Tensor],
     log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    points, center = data[:2]
     means, log_sums = [torch.empty_like(x[:0])], [scale[:0]]
-    for rows in row_chunks(len(x), len(data)):
-        relative, offset = logits(x[rows], scale[rows], data, center, log_weights, _of(segments, rows), power)
+    for rows in row_chunks(len(x), len(points)):
+        relative, offset = logits(x[rows], scale[rows], data, log_weights, _of(segments, rows), power)
         top = relative.amax(1, keepdim=True)
         weights = torch.exp(relative - top)
         total = weights.sum(1, dtype=scale.dtype)
-        means.append(average(weights, data, center))
+        means.append(average(weights, points, center))
         log_sums.append(offset + top[:, 0] + total.log())
     return torch.cat(means), torch.cat(log_sums)
 
@@ -76,8 +84,7 @@ def posterior(
 def divergence(
     x: Tensor,
     scale: Tensor,
-    data: Tensor,
-    center: Tensor,
+    data: list[Tensor],
     log_weights: Tensor | None,
     power: float,
 ) -> Tensor:
@@ -86,15 +93,16 @@ def divergence(
     The sums cancel to all digits of float32, so they are taken in float64; where even its products cancel, by
     differences.
     """
-    wide, unit = scale.dtype, pixel_unit(data)
+    points, center = data[:2]
+    wide, unit = scale.dtype, pixel_unit(points)
     parts = [scale[:0]]
-    for rows in row_chunks(len(x), len(data)):
+    for rows in row_chunks(len(x), len(points)):
         xr, sr = x[rows].to(wide), scale[rows]
-        weights = torch.softmax(logits(xr, sr, data, center, log_weights, None, power).relative, 1)
-        x_hat = average(weights, data, center)
+        weights = torch.softmax(logits(xr, sr, data, log_weights, None, power).relative, 1)
+        x_hat = average(weights, points, center)
         a, b = xr * unit - center, x_hat * unit - center
         total = torch.zeros_like(sr)
-        for cols, y in blocks(data, center, wide):
+        for cols, y in blocks(points, center, wide):
             norms, w = squared_norm(y), weights[:, cols]
             rho = norms - 2 * a @ y.T + squared_norm(a)[:, None]
             product = norms - (a + b) @ y.T + (a * b).sum(1, keepdim=True)
@@ -113,12 +121,13 @@ def divergence(
 
 @in_full_precision
 def top_weights(
-    x: Tensor, scale: Tensor, data: Tensor, center: Tensor, log_weights: Tensor | None, power: float, k: int
+    x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
+    points = data[0]
     weights, indices = [x.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int64, device=x.device)]
-    for rows in row_chunks(len(x), len(data)):
-        relative = logits(x[rows], scale[rows], data, center, log_weights, None, power).relative
+    for rows in row_chunks(len(x), len(points)):
+        relative = logits(x[rows], scale[rows], data, log_weights, None, power).relative
         top = torch.softmax(relative, 1).topk(k, 1)
         weights.append(top.values)
         indices.append(top.indices)
@@ -128,25 +137,25 @@ def top_weights(
 def logits(
     x: Tensor,
     scale: Tensor,
-    data: Tensor,
-    center: Tensor,
+    data: list[Tensor],
     log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
 ) -> Logits:
     """Log weights of every pair, accurate to about `TOLERANCE` wherever a weight is not negligible."""
-    unit = pixel_unit(data)
+    points, center = data[:2]
+    unit = pixel_unit(points)
     x, scale = x * unit, scale[:, None] * unit**2
     a = x - center.to(x.dtype)
-    shifted = x.new_empty(len(x), len(data))  # |y|^2 - 2 x.y: the squared distance less |x|^2
+    shifted = x.new_empty(len(x), len(points))  # |y|^2 - 2 x.y: the squared distance less |x|^2
     largest = x.new_zeros(())
-    for cols, y in blocks(data, center, x.dtype):
+    for cols, y in blocks(points, center, x.dtype):
         norms = squared_norm(y)
         shifted[:, cols] = torch.addmm(norms, a, y.T, alpha=-2)
         largest = torch.maximum(largest, norms.max())
     prior = x.new_zeros(1, 1) if log_weights is None else log_weights[None].to(scale.dtype)
     if segments is not None:
-        column = torch.arange(len(data), device=x.device)
+        column = torch.arange(len(points), device=x.device)
         outside = (column < segments[:, :1]) | (column >= segments[:, 1:])
         prior = torch.where(outside, -math.inf, prior)
 
@@ -156,7 +165,7 @@ def logits(
     rho, delta = (near.to(scale.dtype) + norm).clamp_min(0), shifted - near
     pairs = _delicate(delta + rho, scale, error, prior, power, x.dtype).nonzero(as_tuple=True)
     if len(pairs[0]):
-        exact = _distances(x, data, pairs, scale.dtype)
+        exact = _distances(x, points, pairs, scale.dtype)
         closest = torch.full_like(rho[:, 0], math.inf).scatter_reduce(0, pairs[0], exact, "amin")[:, None]
         rho = torch.where(closest.isfinite(), closest, rho)
         delta = torch.where(closest.isfinite(), (shifted.to(scale.dtype) + norm - rho).to(x.dtype), delta)

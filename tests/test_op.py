@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import pfgm_fast as pf
 from pfgm_fast import operator
@@ -17,7 +19,7 @@ B, M, N = 6, 50, 5
 
 
 def arguments(backend: str, kind: str = "plain") -> tuple[Any, ...]:
-    """Arguments of torch.ops.pfgm_fast.posterior: x, scale, data, center, log_weights, segments, power, backend."""
+    """Arguments of torch.ops.pfgm_fast.posterior: x, scale, data, log_weights, segments, power, backend."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if kind == "double" else torch.float32
     x = torch.randn(B, N, generator=generator).to(dtype)
@@ -30,7 +32,11 @@ def arguments(backend: str, kind: str = "plain") -> tuple[Any, ...]:
     if kind == "empty":
         x, scale = x[:0], scale[:0]
     power = math.inf if kind == "diffusion" else (N + 1) / 2
-    return x, scale, data, operator.center_of(data), masses, segments, power, backend
+    return x, scale, operator.prepare(data, backend), masses, segments, power, backend
+
+
+def moved(args: tuple[Any, ...], move: Callable[[Tensor], Tensor]) -> Any:
+    return tree_map_only(Tensor, move, args)
 
 
 KINDS = ("plain", "double", "pixels", "masses", "segments", "diffusion", "empty")
@@ -46,13 +52,13 @@ def test_fake_tensors_have_the_real_shapes(kind: str, backend: str) -> None:
     args = arguments(backend, kind)
     real = torch.ops.pfgm_fast.posterior(*args)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = torch.ops.pfgm_fast.posterior(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
+        fake = torch.ops.pfgm_fast.posterior(*moved(args, mode.from_tensor))
     for r, f in zip(real, fake, strict=True):
         assert (r.shape, r.dtype, r.device, r.stride()) == (f.shape, f.dtype, f.device, f.stride())
 
 
 def test_meta_tensors(backend: str) -> None:
-    args = (a.to("meta") if isinstance(a, Tensor) else a for a in arguments(backend))
+    args = moved(arguments(backend), lambda tensor: tensor.to("meta"))
     mean, log_sum = torch.ops.pfgm_fast.posterior(*args)
     assert mean.device.type == log_sum.device.type == "meta"
     assert (mean.shape, log_sum.shape) == ((B, N), (B,))
@@ -70,11 +76,11 @@ BAD = {
 @pytest.mark.parametrize("power", [3.0, 66.5, math.inf])
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
 def test_a_bad_row_is_nan_alone(spoil: Any, power: float, backend: str, poison: None) -> None:
-    x, scale, data, center, *_ = arguments(backend)
+    x, scale, data, *_ = arguments(backend)
     segments = torch.tensor([[0, M]] * B)
-    clean, clean_sum = operator.posterior(x, scale, data, center, None, segments, power, backend)
+    clean, clean_sum = operator.posterior(x, scale, data, None, segments, power, backend)
     spoil(x, scale, segments)
-    mean, log_sum = operator.posterior(x, scale, data, center, None, segments, power, backend)
+    mean, log_sum = operator.posterior(x, scale, data, None, segments, power, backend)
     bad = torch.arange(B) == 2
     assert bool(mean[bad].isnan().all())
     assert bool(log_sum[bad].isnan().all())
@@ -85,7 +91,7 @@ def test_a_bad_row_is_nan_alone(spoil: Any, power: float, backend: str, poison: 
 @pytest.mark.parametrize("D", [1, 128, math.inf])
 def test_a_compiled_field_is_the_field(D: float, backend: str) -> None:
     torch._dynamo.reset()
-    x, _, data, *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(backend)
     field, sigma = pf.EmpiricalField(data, D, backend=backend), torch.linspace(0.1, 2, B)
 
     def step(x: Tensor, sigma: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ def test_a_compiled_field_is_the_field(D: float, backend: str) -> None:
 
 def test_every_method_compiles(backend: str) -> None:
     torch._dynamo.reset()
-    x, _, data, *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(backend)
     labels = torch.arange(M) % 3
     field, sigma = pf.EmpiricalField(data, 8.0, labels=labels, backend=backend), torch.linspace(0.1, 2, B)
 
@@ -114,7 +120,7 @@ def test_every_method_compiles(backend: str) -> None:
 
 def test_compiled_posterior_mean(backend: str) -> None:
     torch._dynamo.reset()
-    x, _, data, *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(backend)
 
     def target(x: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
         return pf.posterior_mean(x, sigma, data, 128.0, backend=backend)
@@ -126,7 +132,7 @@ def test_compiled_posterior_mean(backend: str) -> None:
 
 def test_compiled_with_inductor(backend: str) -> None:
     torch._dynamo.reset()
-    x, _, data, *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(backend)
     field, sigma = pf.EmpiricalField(data, 8.0, backend=backend), torch.linspace(0.1, 2, B)
     compiled = torch.compile(lambda x, sigma: field(x, sigma), fullgraph=True)
     assert torch.allclose(compiled(x, sigma), field(x, sigma), rtol=1e-6, atol=1e-6)
