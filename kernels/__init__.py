@@ -1,7 +1,19 @@
-"""Triton kernels: none yet.
+"""The operator in Triton, on NVIDIA and AMD GPUs.
 
-This folder installs as ``pfgm_fast.kernels`` and imports Triton only where a kernel is launched.
+This folder installs as ``pfgm_fast.kernels`` and imports Triton only where a kernel is launched. A row's bits depend on
+that row and the data alone: neither on its batch nor on how many programs share the work.
 """
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 if __name__ != "pfgm_fast.kernels":
     # On a path that starts at the project's root this folder would shadow any distribution that is called `kernels`.
@@ -10,7 +22,63 @@ if __name__ != "pfgm_fast.kernels":
         "pfgm_fast.kernels; to reach another package of that name, take pfgm_fast's source tree off sys.path"
     )
 
+NARROW = 16  # dimensions up to which distances are taken by differences,
+MIDDLING = 256  # and up to which scores, softmax and mean are fused in one pass
 
+
+@functools.cache
 def unavailable() -> str | None:
     """Why the Triton backend of the operator cannot run."""
-    return "this version of pfgm_fast has no Triton kernels"
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it comes with PyTorch for CUDA and ROCm, or by `pip install triton`)"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no GPU (TRITON_INTERPRET=1 runs the kernels in Triton's interpreter, slowly)"
+    return None
+
+
+def supports(device: torch.device) -> bool:
+    return device.type == ("cpu" if _interpreted() else "cuda")
+
+
+def pack(data: Tensor, center: Tensor) -> list[Tensor]:
+    """What the kernels keep beside the data (M, N): their digits, if they are wide and not float64."""
+    from pfgm_fast.kernels import digits
+
+    if data.shape[1] <= NARROW or data.element_size() == 8:
+        return []
+    return [*(digits.of_pixels(data) if data.element_size() == 1 else digits.of_data(data, center))]
+
+
+def empty_pack(data: Tensor) -> list[Tensor]:
+    """Tensors like those of `pack`."""
+    from pfgm_fast.kernels import digits
+
+    if data.shape[1] <= NARROW or data.element_size() == 8:
+        return []
+    return [*digits.empty(*data.shape, 1 if data.element_size() == 1 else digits.PLANES, data.device)]
+
+
+def posterior(
+    x: Tensor,
+    scale: Tensor,
+    data: list[Tensor],
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    import torch
+
+    from pfgm_fast.kernels import direct, fused, wide
+
+    x = x.contiguous()
+    if data[0].shape[1] <= NARROW:
+        return direct.posterior(x, scale, *data[:2], log_weights, segments, power)
+    plan = fused if data[0].shape[1] <= MIDDLING and x.dtype == torch.float32 else wide
+    return plan.posterior(x, scale, data, log_weights, segments, power)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

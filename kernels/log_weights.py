@@ -1,0 +1,40 @@
+"""The kernel's log weight inside Triton: never the logarithm of an absolute distance where a difference will do."""
+
+from __future__ import annotations
+
+import numpy as np
+import triton
+import triton.language as tl
+
+
+def halves(value: float) -> tuple[float, float]:
+    """A float64 as two float32, which is how a number reaches a kernel; their sum has 48 bits."""
+    high = float(np.float32(value))
+    return high, 0.0 if high == value else float(np.float32(value - high))
+
+
+@triton.jit
+def joined(high, low):
+    """The float64 behind its `halves`."""
+    return tl.cast(high, tl.float64) + tl.cast(low, tl.float64)
+
+
+@triton.jit
+def log1p(u):
+    """To two units in the last place; libdevice's does not run in the interpreter."""
+    w = 1.0 + u
+    return tl.where(w == 1.0, u, tl.log(w) * (u / (w - 1.0)))
+
+
+@triton.jit
+def log_weight(distance, width, power, GAUSSIAN: tl.constexpr):
+    """-power log1p(distance / width), or -distance / width: of a squared distance, or of one in excess of a reference.
+
+    In excess of a reference rho, the width is scale + rho, or still scale for a Gaussian.
+    """
+    u = distance / width
+    if GAUSSIAN:
+        result = -u
+    else:
+        result = -power * log1p(u)
+    return result

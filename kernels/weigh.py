@@ -1,0 +1,292 @@
+"""Pass 1 over wide data: the scores of all pairs, and the softmax within each tile of them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pfgm_fast.kernels import tiles
+from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
+from pfgm_fast.kernels.log_weights import halves, joined, log_weight
+from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles
+
+SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
+ROUNDING = 6.0  # standard deviations of a sum of independent rounding errors that an estimate of it allows for
+
+
+class Weights(NamedTuple):
+    """Weights (B, tiles * block) of some rows, those of each tile of `block` data relative to the largest among them.
+
+    peak: (B, tiles) float64, the log weight that the weights of a tile are relative to; -inf where the row sees none.
+    mass: (B, tiles), their sum.
+    doubt: (B, tiles) float32, by how many nats a log weight near the peak may be off.
+    """
+
+    weights: Tensor
+    peak: Tensor
+    mass: Tensor
+    doubt: Tensor
+
+    @property
+    def block(self) -> int:
+        return self.weights.shape[1] // self.peak.shape[1]
+
+
+class Estimate(NamedTuple):
+    """What turns roundings into the error of a squared distance.
+
+    unit: squared units of the scores in one of the data. left_out: of the products' smallest terms, in units of
+    2^(ex + ey). rounding: how much smaller the effect of independent roundings is than their norm.
+    """
+
+    unit: float
+    left_out: float
+    rounding: float
+
+    @classmethod
+    def of(cls, N: int, planes: int) -> Estimate:
+        typical = 74**2  # the product of two digits, root mean square
+        left_out = 2 * ROUNDING * math.sqrt(N) * typical * 2.0**-32 if planes > 1 else 2.0**-16
+        return cls(1.0 if planes > 1 else PIXEL**-2, left_out, min(1.0, ROUNDING / math.sqrt(N)))
+
+
+def by_digits(
+    x: Digits,
+    y: Digits,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+    N: int,
+) -> Weights:
+    """Weights of the queries x (B, N) over the data y (M, N), float32."""
+    planes, M, width = y.planes.shape
+    out = _empty(len(scale), M, 128 if planes == 1 else 64, torch.float32, scale.device)
+    deep = width > CHUNK.value
+    tile = tiles.choose("wide.weigh", scale.device, "deep" if deep else "pixels" if planes == 1 else "floats")
+    _weigh_digits[_grid(out, tile)](
+        *(*x, *y, scale, log_weights, segments, *out),
+        *(*halves(power), *Estimate.of(N, planes), len(scale), M, width),
+        PLANES=planes,
+        DEEP=deep,
+        STEP=next(step for step in (128, 64, 32) if width % step == 0),
+        **_options(out, tile, log_weights, segments, power),
+    )
+    return out
+
+
+def by_doubles(
+    x: Tensor,
+    points: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+) -> Weights:
+    """Weights of the queries x (B, N) float64 over the data (M, N) of any dtype, float64."""
+    M, N = points.shape
+    out = _empty(len(x), M, 64, torch.float64, x.device)
+    tile = tiles.choose("wide.weigh", x.device, "doubles")
+    _weigh_doubles[_grid(out, tile)](
+        *(x, points, center, scale, log_weights, segments, *out),
+        *(*halves(power), len(x), M, N),
+        PIXELS=points.dtype == torch.uint8,
+        STEP=32,
+        **_options(out, tile, log_weights, segments, power),
+    )
+    return out
+
+
+def _empty(B: int, M: int, block: int, dtype: torch.dtype, device: torch.device) -> Weights:
+    T = triton.cdiv(M, block)
+    kinds = ((T * block, dtype), (T, torch.float64), (T, dtype), (T, torch.float32))
+    return Weights(*(torch.empty(B, n, dtype=kind, device=device) for n, kind in kinds))
+
+
+def _grid(out: Weights, tile: tiles.Tile) -> tuple[int]:
+    return (triton.cdiv(len(out.peak), tile.rows) * out.peak.shape[1],)
+
+
+def _options(
+    out: Weights, tile: tiles.Tile, log_weights: Tensor | None, segments: Tensor | None, power: float
+) -> dict[str, int | bool]:
+    return {
+        "GAUSSIAN": math.isinf(power),
+        "PRIOR": log_weights is not None,
+        "SEGMENTS": segments is not None,
+        "ROWS": tile.rows,
+        "BLOCK": out.block,
+        **tile.options,
+        "enable_fp_fusion": False,
+    }
+
+
+@triton.jit
+def _weigh_digits(
+    x,
+    x_exponent,
+    x_squares,
+    x_error,
+    y,
+    y_exponent,
+    y_squares,
+    y_error,
+    scale,
+    log_weights,
+    segments,
+    weights,
+    peak,
+    mass,
+    doubt,
+    power_high,
+    power_low,
+    unit,
+    left_out,
+    rounding,
+    B,
+    M,
+    width,
+    PLANES: tl.constexpr,
+    DEEP: tl.constexpr,
+    STEP: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    PRIOR: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i, j, row, column, visible, depth = _tile(segments, B, M, width, SEGMENTS, ROWS, BLOCK)
+    ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
+    # |y|^2 comes in units that are finer than those of the scores, by so many bits
+    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 1), 62)
+    score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, PLANES, DEEP, ROWS, BLOCK, STEP)
+    ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
+    norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
+    error = tl.load(x_error + row) + tl.load(y_error)
+    slack = error * error + left_out * power_of_two(ex + ey)
+    s = tl.load(scale + row) * unit
+    power = joined(power_high, power_low)
+    weight, top, off = softmax(
+        *(score, visible, norm, ulp, error * rounding, slack, s, log_weights, column, power),
+        *(tl.float32, GAUSSIAN, PRIOR),
+    )
+    _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
+
+
+@triton.jit
+def _weigh_doubles(
+    x,
+    points,
+    center,
+    scale,
+    log_weights,
+    segments,
+    weights,
+    peak,
+    mass,
+    doubt,
+    power_high,
+    power_low,
+    B,
+    M,
+    N,
+    PIXELS: tl.constexpr,
+    STEP: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    PRIOR: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i, j, row, column, visible, depth = _tile(segments, B, M, N, SEGMENTS, ROWS, BLOCK)
+    score, norm, slack = of_doubles(x, points, center, row, column, N, depth, PIXELS, ROWS, BLOCK, STEP)
+    power = joined(power_high, power_low)
+    weight, top, off = softmax(
+        *(score, visible, norm, 1.0, 0.0, slack, tl.load(scale + row), log_weights, column, power),
+        *(tl.float64, GAUSSIAN, PRIOR),
+    )
+    _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
+
+
+@triton.jit
+def _tile(segments, B, M, depth, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows and columns of this program, the same within bounds, which pairs count, and how deep to sum: 0 if none."""
+    across = tl.cdiv(B, ROWS)
+    i = (tl.program_id(0) % across) * ROWS + tl.arange(0, ROWS)
+    j = (tl.program_id(0) // across) * BLOCK + tl.arange(0, BLOCK)
+    row, column = tl.minimum(i, B - 1), tl.minimum(j, M - 1)
+    visible = (j < M)[None, :] & (i < B)[:, None]
+    if SEGMENTS:
+        first, last = tl.load(segments + 2 * row), tl.load(segments + 2 * row + 1)
+        visible = visible & (j[None, :] >= first[:, None]) & (j[None, :] < last[:, None])
+        depth = tl.where(tl.max(tl.max(visible.to(tl.int32), 1), 0) > 0, depth, 0)
+    return i, j, row, column, visible, depth
+
+
+@triton.jit
+def softmax(
+    score,
+    visible,
+    norm,
+    ulp,
+    error,
+    slack,
+    scale,
+    log_weights,
+    column,
+    power,
+    DTYPE: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    PRIOR: tl.constexpr,
+):
+    """Weights of a tile relative to the largest of each row, its log weight, and what that may be off by.
+
+    |x - y|^2 is norm + ulp score, up to error and slack: by 2 error |x - y| + slack at most. Logarithms are taken against
+    the nearest of the tile's data, so that only differences are rounded.
+    """
+    if score.dtype == tl.int64:
+        unseen = 0x7FFFFFFFFFFFFFFF
+    else:
+        unseen = float("inf")
+    score = tl.where(visible, score, unseen)
+    nearest = tl.min(score, 1)
+    excess = tl.where(visible, score - nearest[:, None], 0)
+    rho = tl.maximum(norm + nearest.to(tl.float64) * ulp, 0.0)
+    if GAUSSIAN:
+        width = scale
+        far = rho + SPREAD * scale
+        if PRIOR:
+            far = rho + tl.max(excess, 1).to(tl.float64) * ulp
+        off = (2 * error * tl.sqrt(far) + slack) / scale
+    else:
+        width = rho + scale
+        far = tl.maximum(rho, scale)  # there an error weighs most
+        off = power * (2 * error * tl.sqrt(far) / (far + scale) + slack / width)
+    top = log_weight(rho, scale, power, GAUSSIAN)
+    if PRIOR:
+        log = log_weight(excess.to(tl.float64), (width / ulp)[:, None], power, GAUSSIAN)
+        log = tl.where(visible, log + tl.load(log_weights + column)[None, :], float("-inf"))
+        largest = tl.max(log, 1)
+        top += largest
+        log = (log - largest[:, None]).to(DTYPE)
+    else:
+        log = log_weight(excess.to(DTYPE), (width / ulp).to(DTYPE)[:, None], power.to(DTYPE), GAUSSIAN)
+    seen = tl.max(visible.to(tl.int32), 1) > 0
+    weight = tl.where(visible, tl.exp(log), 0.0)
+    return weight, tl.where(seen, top, float("-inf")), tl.where(seen, off, 0.0)
+
+
+@triton.jit
+def _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    tiles = tl.cdiv(M, BLOCK).to(tl.int64)
+    place = i.to(tl.int64) * tiles + tl.program_id(0) // tl.cdiv(B, ROWS)
+    tl.store(weights + i.to(tl.int64)[:, None] * tiles * BLOCK + j[None, :], weight, mask=(i < B)[:, None])
+    tl.store(peak + place, top, mask=i < B)
+    tl.store(mass + place, tl.sum(weight, 1), mask=i < B)
+    tl.store(doubt + place, off.to(tl.float32), mask=i < B)
