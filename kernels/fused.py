@@ -16,10 +16,10 @@ from torch import Tensor
 from pfgm_fast.kernels import blend, digits, tiles
 from pfgm_fast.kernels.blend import LEAST, LIFT
 from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
-from pfgm_fast.kernels.log_weights import halves, joined
-from pfgm_fast.kernels.mend import TOLERANCE, negligible
+from pfgm_fast.kernels.log_weights import log_weight
+from pfgm_fast.kernels.mend import TOLERANCE, distances, negligible
 from pfgm_fast.kernels.scores import of_digits
-from pfgm_fast.kernels.weigh import Estimate, softmax
+from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, softmax
 
 WORKSPACE = 1 << 30  # bytes of partial sums at a time
 BLOCK = 64  # data of a tile: part of the result's bits, as are
@@ -76,7 +76,7 @@ def _sums(
     estimate = Estimate.of(N, len(y.planes))
     _fused[(triton.cdiv(B, tile.rows), parts)](
         *(x, points, center, *queries, *y, scale, log_weights, segments, partial, peak, mass),
-        *(*halves(power), *estimate, TOLERANCE[torch.float32], negligible(M)),
+        *(power, *estimate, TOLERANCE[torch.float32], negligible(M)),
         *(B, M, N, width, span),
         PLANES=len(y.planes),
         GAUSSIAN=math.isinf(power),
@@ -113,8 +113,7 @@ def _fused(
     partial,
     peak,
     mass,
-    power_high,
-    power_low,
+    power: tl.float64,
     unit,
     left_out,
     rounding,
@@ -143,7 +142,6 @@ def _fused(
     error = tl.load(x_error + row) + tl.load(y_error)
     slack = error * error + left_out * power_of_two(ex + ey)
     s = tl.load(scale + row) * unit
-    power = joined(power_high, power_low)
     n = tl.arange(0, COLUMNS)
     column = tl.minimum(n, N - 1)
     c = tl.load(center + column).to(tl.float32)
@@ -152,7 +150,6 @@ def _fused(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     weight_sum = tl.zeros((ROWS,), tl.float32)
     top = tl.full((ROWS,), float("-inf"), tl.float64)
-    lowest = tl.full((ROWS,), float("-inf"), tl.float64)
     begin = tl.program_id(1) * span * BLOCK
     end = tl.minimum(begin + span * BLOCK, M)
     if SEGMENTS:
@@ -170,20 +167,25 @@ def _fused(
             *(x_planes, y_planes, y_squares, shift, row, y, B, M, width, width),
             *(PLANES, False, ROWS, BLOCK, STEP),
         )
-        weight, high, off = softmax(
-            *(score, visible, norm, ulp, error * rounding, slack, s, log_weights, y, power),
-            *(tl.float32, GAUSSIAN, PRIOR),
-        )
-        lowest = tl.maximum(lowest, high - off)
-        wrong = (off > tolerance) & (high + off >= lowest - negligible)
-        if tl.max(wrong.to(tl.int32), 0) > 0:
-            rho = _distances(x, points, row, y, N, PLANES, ROWS, BLOCK)
-            exact, exact_high, _ = softmax(
-                *(rho, visible, s * 0.0, 1.0, 0.0, s * 0.0, s, log_weights, y, power),
-                *(tl.float32, GAUSSIAN, PRIOR),
-            )
-            weight = tl.where(wrong[:, None], exact, weight)
-            high = tl.where(wrong, exact_high, high)
+        excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
+        off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
+        bound = log_weight(rho, s, power, GAUSSIAN) + off
+        if PRIOR:
+            bound += tl.max(tl.load(log_weights + y), 0)
+        wrong = (off > tolerance) & (bound >= top - negligible)
+        rank = tl.cumsum(wrong.to(tl.int32), 0)
+        for nth in range(1, tl.sum(wrong.to(tl.int32), 0) + 1):
+            this = wrong & (rank == nth)
+            at = tl.sum(tl.where(this, row, 0), 0).to(tl.int64)
+            seen = j < M
+            if SEGMENTS:
+                seen = seen & (j >= tl.load(segments + 2 * at)) & (j < tl.load(segments + 2 * at + 1))
+            apart = distances(x + at * N, points, j.to(tl.int64), seen, N, PLANES == 1, BLOCK, 8, 32)
+            closest = tl.min(tl.where(seen, apart, float("inf")), 0)
+            apart = tl.where(seen, (apart - closest) / tl.sum(tl.where(this, ulp, 0.0), 0), 0.0)
+            excess = tl.where(this[:, None], apart.to(tl.float32)[None, :], excess)
+            rho = tl.where(this, closest, rho)
+        weight, high = softmax(excess, rho, visible, ulp, s, log_weights, y, power, tl.float32, GAUSSIAN, PRIOR)
         new = tl.maximum(top, high)
         before = tl.where(top > float("-inf"), tl.exp(top - new), 0.0).to(tl.float32)
         lot = tl.where(high > float("-inf"), tl.exp(high - new), 0.0).to(tl.float32)
@@ -209,19 +211,3 @@ def _fused(
     tl.store(mass + place, weight_sum, mask=i < B)
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])
-
-
-@triton.jit
-def _distances(x, points, i, j, N, PLANES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """|x - y|^2 (ROWS, BLOCK) float64 by differences, in units of the scores."""
-    squares = tl.zeros((ROWS, BLOCK), tl.float64)
-    xp = x + i.to(tl.int64) * N
-    yp = points + j.to(tl.int64) * N
-    for k in range(0, N):
-        xv, yv = tl.load(xp + k).to(tl.float64), tl.load(yp + k).to(tl.float64)
-        if PLANES == 1:
-            xv = xv * 127.5 - 0.5
-            yv -= 128.0
-        apart = xv[:, None] - yv[None, :]
-        squares += apart * apart
-    return squares

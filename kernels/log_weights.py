@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import triton
 import triton.language as tl
-
-
-def halves(value: float) -> tuple[float, float]:
-    """A float64 as two float32, which is how a number reaches a kernel; their sum has 48 bits."""
-    high = float(np.float32(value))
-    return high, 0.0 if high == value else float(np.float32(value - high))
-
-
-@triton.jit
-def joined(high, low):
-    """The float64 behind its `halves`."""
-    return tl.cast(high, tl.float64) + tl.cast(low, tl.float64)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pfgm_fast.kernels.digits import PIXEL
-from pfgm_fast.kernels.log_weights import halves, joined, log_weight
+from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.weigh import Weights
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}  # nats
@@ -43,7 +43,7 @@ def mend(
     kind = w.weights.dtype
     _mend[(B,)](
         *(*w, x, scale, points, log_weights, segments),
-        *(*halves(power), PIXEL**-2 if pixels else 1.0),
+        *(power, PIXEL**-2 if pixels else 1.0),
         *(TOLERANCE[kind], UNDERFLOW[kind], negligible(M), M, N, T),
         GAUSSIAN=math.isinf(power),
         PIXELS=pixels,
@@ -70,8 +70,7 @@ def _mend(
     points,
     log_weights,
     segments,
-    power_high,
-    power_low,
+    power: tl.float64,
     unit,
     tolerance,
     underflow,
@@ -94,7 +93,6 @@ def _mend(
     doubt += row * T
     weights += row * T * BLOCK
     s = tl.load(scale + row) * unit
-    power = joined(power_high, power_low)
     first, last = 0, M
     if SEGMENTS:
         first, last = tl.load(segments + 2 * row), tl.load(segments + 2 * row + 1)
@@ -121,7 +119,7 @@ def _mend(
             weight = tl.load(weights + j)
             log = tl.where(weight > 0, tl.log(tl.maximum(weight, 1e-45)), underflow).to(tl.float64) + high_n
             contends = (log + off_n >= threshold) & (j >= first) & (j < last)
-            rho = _distances(x + row * N, points, j, contends, N, PIXELS, BLOCK, GROUP, STEP)
+            rho = distances(x + row * N, points, j, contends, N, PIXELS, BLOCK, GROUP, STEP)
             exact = log_weight(rho, s, power, GAUSSIAN)
             if PRIOR:
                 exact += tl.load(log_weights + j, mask=contends, other=0.0)
@@ -134,7 +132,7 @@ def _mend(
 
 
 @triton.jit
-def _distances(
+def distances(
     x,
     points,
     j,

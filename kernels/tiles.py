@@ -2,8 +2,8 @@
 
 Only what cannot change a bit of a result may be chosen here: how many query rows a program takes, its warps and its
 pipeline stages. The blocks of data that sums run over are constants of the kernels. A choice comes, in this order, from
-`trying`, from the cache that `pfgm_fast.kernels.tune` writes for a GPU, from DEFAULTS for its target, or from those for an
-unknown one, which are small enough to run everywhere.
+`trying`, from the cache that `pfgm_fast.kernels.tune` writes for a GPU, from DEFAULTS for its target, or from those for
+an unknown one, which are small enough to run everywhere.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfgm_fast.kernels import tiles
 from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
-from pfgm_fast.kernels.log_weights import halves, joined, log_weight
+from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles
 
 SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
@@ -71,7 +71,7 @@ def by_digits(
     tile = tiles.choose("wide.weigh", scale.device, "deep" if deep else "pixels" if planes == 1 else "floats")
     _weigh_digits[_grid(out, tile)](
         *(*x, *y, scale, log_weights, segments, *out),
-        *(*halves(power), *Estimate.of(N, planes), len(scale), M, width),
+        *(power, *Estimate.of(N, planes), len(scale), M, width),
         PLANES=planes,
         DEEP=deep,
         STEP=next(step for step in (128, 64, 32) if width % step == 0),
@@ -95,7 +95,7 @@ def by_doubles(
     tile = tiles.choose("wide.weigh", x.device, "doubles")
     _weigh_doubles[_grid(out, tile)](
         *(x, points, center, scale, log_weights, segments, *out),
-        *(*halves(power), len(x), M, N),
+        *(power, len(x), M, N),
         PIXELS=points.dtype == torch.uint8,
         STEP=32,
         **_options(out, tile, log_weights, segments, power),
@@ -144,8 +144,7 @@ def _weigh_digits(
     peak,
     mass,
     doubt,
-    power_high,
-    power_low,
+    power: tl.float64,
     unit,
     left_out,
     rounding,
@@ -171,11 +170,9 @@ def _weigh_digits(
     error = tl.load(x_error + row) + tl.load(y_error)
     slack = error * error + left_out * power_of_two(ex + ey)
     s = tl.load(scale + row) * unit
-    power = joined(power_high, power_low)
-    weight, top, off = softmax(
-        *(score, visible, norm, ulp, error * rounding, slack, s, log_weights, column, power),
-        *(tl.float32, GAUSSIAN, PRIOR),
-    )
+    excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
+    off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
+    weight, top = softmax(excess, rho, visible, ulp, s, log_weights, column, power, tl.float32, GAUSSIAN, PRIOR)
     _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
 
 
@@ -191,8 +188,7 @@ def _weigh_doubles(
     peak,
     mass,
     doubt,
-    power_high,
-    power_low,
+    power: tl.float64,
     B,
     M,
     N,
@@ -206,11 +202,10 @@ def _weigh_doubles(
 ):
     i, j, row, column, visible, depth = _tile(segments, B, M, N, SEGMENTS, ROWS, BLOCK)
     score, norm, slack = of_doubles(x, points, center, row, column, N, depth, PIXELS, ROWS, BLOCK, STEP)
-    power = joined(power_high, power_low)
-    weight, top, off = softmax(
-        *(score, visible, norm, 1.0, 0.0, slack, tl.load(scale + row), log_weights, column, power),
-        *(tl.float64, GAUSSIAN, PRIOR),
-    )
+    s = tl.load(scale + row)
+    excess, rho = nearest_first(score, visible, norm, 1.0, tl.float64)
+    off = doubt_of(excess, rho, 1.0, 0.0, slack, s, power, GAUSSIAN, PRIOR)
+    weight, top = softmax(excess, rho, visible, 1.0, s, log_weights, column, power, tl.float64, GAUSSIAN, PRIOR)
     _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
 
 
@@ -230,13 +225,41 @@ def _tile(segments, B, M, depth, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, BLO
 
 
 @triton.jit
+def nearest_first(score, visible, norm, ulp, DTYPE: tl.constexpr):
+    """Squared distances as the smallest of each row and the excess of each over it, in units of ulp.
+
+    |x - y|^2 is norm + ulp score. Differences are taken before anything is rounded.
+    """
+    if score.dtype == tl.int64:
+        unseen = 0x7FFFFFFFFFFFFFFF
+    else:
+        unseen = float("inf")
+    score = tl.where(visible, score, unseen)
+    nearest = tl.min(score, 1)
+    excess = tl.where(visible, score - nearest[:, None], 0).to(DTYPE)
+    return excess, tl.maximum(norm + nearest.to(tl.float64) * ulp, 0.0)
+
+
+@triton.jit
+def doubt_of(excess, rho, ulp, error, slack, scale, power, GAUSSIAN: tl.constexpr, PRIOR: tl.constexpr):
+    """By how many nats the log weights of a tile may be off, where a squared distance d is by 2 error sqrt(d) + slack."""
+    if GAUSSIAN:
+        far = rho + SPREAD * scale
+        if PRIOR:
+            far = rho + tl.max(excess, 1).to(tl.float64) * ulp
+        off = (2 * error * tl.sqrt(far) + slack) / scale
+    else:
+        far = tl.maximum(rho, scale)  # there an error weighs most
+        off = power * (2 * error * tl.sqrt(far) / (far + scale) + slack / (rho + scale))
+    return off
+
+
+@triton.jit
 def softmax(
-    score,
+    excess,
+    rho,
     visible,
-    norm,
     ulp,
-    error,
-    slack,
     scale,
     log_weights,
     column,
@@ -245,41 +268,19 @@ def softmax(
     GAUSSIAN: tl.constexpr,
     PRIOR: tl.constexpr,
 ):
-    """Weights of a tile relative to the largest of each row, its log weight, and what that may be off by.
-
-    |x - y|^2 is norm + ulp score, up to error and slack: by 2 error |x - y| + slack at most. Logarithms are taken against
-    the nearest of the tile's data, so that only differences are rounded.
-    """
-    if score.dtype == tl.int64:
-        unseen = 0x7FFFFFFFFFFFFFFF
-    else:
-        unseen = float("inf")
-    score = tl.where(visible, score, unseen)
-    nearest = tl.min(score, 1)
-    excess = tl.where(visible, score - nearest[:, None], 0)
-    rho = tl.maximum(norm + nearest.to(tl.float64) * ulp, 0.0)
-    if GAUSSIAN:
-        width = scale
-        far = rho + SPREAD * scale
-        if PRIOR:
-            far = rho + tl.max(excess, 1).to(tl.float64) * ulp
-        off = (2 * error * tl.sqrt(far) + slack) / scale
-    else:
-        width = rho + scale
-        far = tl.maximum(rho, scale)  # there an error weighs most
-        off = power * (2 * error * tl.sqrt(far) / (far + scale) + slack / width)
+    """Weights of a tile relative to the largest of each row, and its log weight: -inf where a row sees nothing."""
+    width = (scale if GAUSSIAN else rho + scale) / ulp
     top = log_weight(rho, scale, power, GAUSSIAN)
     if PRIOR:
-        log = log_weight(excess.to(tl.float64), (width / ulp)[:, None], power, GAUSSIAN)
+        log = log_weight(excess.to(tl.float64), width[:, None], power, GAUSSIAN)
         log = tl.where(visible, log + tl.load(log_weights + column)[None, :], float("-inf"))
         largest = tl.max(log, 1)
         top += largest
         log = (log - largest[:, None]).to(DTYPE)
     else:
-        log = log_weight(excess.to(DTYPE), (width / ulp).to(DTYPE)[:, None], power.to(DTYPE), GAUSSIAN)
+        log = log_weight(excess, width.to(DTYPE)[:, None], tl.cast(power, DTYPE), GAUSSIAN)
     seen = tl.max(visible.to(tl.int32), 1) > 0
-    weight = tl.where(visible, tl.exp(log), 0.0)
-    return weight, tl.where(seen, top, float("-inf")), tl.where(seen, off, 0.0)
+    return tl.where(visible, tl.exp(log), 0.0), tl.where(seen, top, float("-inf"))
 
 
 @triton.jit

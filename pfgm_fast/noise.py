@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pfgm_fast import _checks, philox
 
@@ -43,8 +45,7 @@ def perturb(
         ValueError: y not finite or not (B, *data); sigma, D out of range; seeds of another length or with a generator.
     """
     _check_data(y)
-    noise = _student_t(y.shape, y.device, y.dtype, _checks.noise_level(sigma, y), D, seeds, generator)
-    return (y + noise).to(y.dtype)
+    return _student_t(y, y.shape, y.device, y.dtype, _checks.noise_level(sigma, y), D, seeds, generator)
 
 
 def prior(
@@ -86,7 +87,7 @@ def prior(
         device = source.device if isinstance(source, (torch.Generator, Tensor)) else "cpu"
     place = torch.empty(sizes[0], 0, device=device)
     levels = _checks.noise_level(sigma_max, place, "sigma_max")
-    return _student_t(sizes, place.device, dtype, levels, D, seeds, generator).to(dtype)
+    return _student_t(None, sizes, place.device, dtype, levels, D, seeds, generator)
 
 
 def _check_data(y: Any) -> None:
@@ -99,6 +100,7 @@ def _check_data(y: Any) -> None:
 
 
 def _student_t(
+    y: Tensor | None,
     shape: torch.Size,
     device: torch.device,
     dtype: torch.dtype,
@@ -107,12 +109,61 @@ def _student_t(
     seeds: Any,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """sigma * g * sqrt(D / X) of the given shape, in float64 if `dtype` is float64, else in float32."""
+    """y (None: 0) + sigma * g * sqrt(D / X) of the given shape and dtype."""
     degrees = _checks.augmented_dimension(D)
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
     keys = philox.row_seeds(shape[0], seeds, generator, device)
-    g = philox.normals(keys, math.prod(shape[1:]), compute)
+    N = math.prod(shape[1:])
+    fused = _fused(device)
+    draw = torch.ops.pfgm_fast.student_t if fused else _plain
+    if y is None:
+        return draw(None, sigma, keys, degrees, N, dtype).view(shape)
+    if fused and not _tracked(y):
+        return draw(y.reshape(shape[0], N), sigma, keys, degrees, N, dtype).view(shape)
+    # The addition is PyTorch's, and with it every kind of derivative; the bits are the same.
+    noise = draw(None, sigma, keys, degrees, N, _compute(dtype)).view(shape)
+    return (y + noise).to(dtype)
+
+
+def _fused(device: torch.device) -> bool:
+    """Whether the registered operator draws: one kernel, if the backend "triton" is "ok" in pf.info()."""
+    return device.type == "cuda"
+
+
+def _tracked(y: Tensor) -> bool:
+    """Whether a derivative with respect to y may be asked for."""
+    forward = forward_ad.unpack_dual(y).tangent is not None
+    return forward or (y.requires_grad and torch.is_grad_enabled())
+
+
+def _compute(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _plain(y: Tensor | None, sigma: Tensor, seeds: Tensor, D: float, N: int, dtype: torch.dtype) -> Tensor:
+    """y (B, N), or 0, + noise, by PyTorch on any device; arguments as in `pfgm_fast.kernels.noise.student_t`."""
+    compute = _compute(dtype)
+    noise = philox.normals(seeds, N, compute)
     scale = sigma
-    if degrees < math.inf:
-        scale = sigma * (-0.5 * philox.log_chi2_over_D(keys, degrees)).exp()
-    return g.mul_(scale.to(compute)[:, None]).view(shape)
+    if math.isfinite(D):
+        scale = sigma * (-0.5 * philox.log_chi2_over_D(seeds, D)).exp()
+    noise.mul_(scale.to(compute)[:, None])
+    return (noise if y is None else y + noise).to(dtype)
+
+
+_library = torch.library.Library("pfgm_fast", "FRAGMENT")
+_library.define("student_t(Tensor? y, Tensor sigma, Tensor seeds, float D, SymInt N, ScalarType dtype) -> Tensor")
+
+
+def _run(y: Tensor | None, sigma: Tensor, seeds: Tensor, D: float, N: int, dtype: torch.dtype) -> Tensor:
+    kernels = importlib.import_module("pfgm_fast.kernels")
+    fits = kernels.unavailable() is None and kernels.supports(seeds.device)
+    draw = importlib.import_module("pfgm_fast.kernels.noise").student_t if fits else _plain
+    return draw(y, sigma, seeds, D, N, dtype)
+
+
+_library.impl("student_t", _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pfgm_fast::student_t", lib=_library)
+def _fake(y: Tensor | None, sigma: Tensor, seeds: Tensor, D: float, N: int, dtype: torch.dtype) -> Tensor:
+    return seeds.new_empty((seeds.shape[0], N), dtype=dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -153,19 +153,34 @@ def _first_accepted(seeds: Tensor, D: float, first: int, last: int) -> tuple[Ten
     return result, accepted.any(0)
 
 
+class GammaLaw(NamedTuple):
+    """The constants of the rejection for D degrees of freedom: a = D/2, or D/2 + 1 if D < 2."""
+
+    d: float  # a - 1/3
+    spread: float  # 1/sqrt(9 d)
+    shift: float  # ln(2 d / D)
+    boost: float  # 2/D if D < 2, else 0
+
+
+def gamma_law(D: float) -> GammaLaw:
+    """What `log_chi2_over_D` and any kernel for it need to know of D."""
+    boost = D < 2
+    d = D / 2 + boost - 1 / 3
+    return GammaLaw(d, 1 / math.sqrt(9 * d), math.log(2 * d) - math.log(D), 2 / D if boost else 0.0)
+
+
 def _marsaglia_tsang(seeds: Tensor, D: float, attempts: Tensor) -> tuple[Tensor, Tensor]:
     """Proposals for ln(X / D) and whether each is accepted: (len(attempts), B).
 
     Gamma(a), a = D/2, is d v with d = a - 1/3, v = (1 + t)**3, t = z/sqrt(9 d), z normal, accepted if ln u is below
     z**2/2 + d - d v + d ln v, written here without the terms that cancel. For a < 1 it is Gamma(a + 1) * u'**(1/a).
     """
-    boost = D < 2
-    d = D / 2 + boost - 1 / 3
+    d, spread, shift, boost = gamma_law(D)
     w = words(seeds, torch.zeros_like(attempts), attempts, CHI2)
-    t = _box_muller(w[0], w[1])[0] * (1 / math.sqrt(9 * d))
+    t = _box_muller(w[0], w[1])[0] * spread
     log_1p = t.log1p()
     accepted = _uniform(w[2]).log() < 3 * d * (log_1p - t + t * t * (0.5 - t / 3))
-    log_ratio = 3 * log_1p + (math.log(2 * d) - math.log(D))
+    log_ratio = 3 * log_1p + shift
     if boost:
-        log_ratio = log_ratio + _uniform(w[3]).log() * (2 / D)
+        log_ratio = log_ratio + _uniform(w[3]).log() * boost
     return log_ratio, accepted
