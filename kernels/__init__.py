@@ -57,7 +57,7 @@ def empty_pack(data: Tensor) -> list[Tensor]:
 
     if data.shape[1] <= NARROW or data.element_size() == 8:
         return []
-    return [*digits.empty(*data.shape, 1 if data.element_size() == 1 else digits.PLANES, data.device)]
+    return [*digits.empty(*data.shape, 1 if data.element_size() == 1 else digits.FLOAT, data.device)]
 
 
 def posterior(

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLANES = 3  # digits of a floating value: 23 bits and the sign, as float32 has
+FLOAT, QUERY = 4, 3  # digits of a floating value, and of a query among pixels
 ALIGNMENT = 32  # digits: the least depth of an int8 product
 PIXEL = 2 / 255  # of data units in one unit of a pixel's digits, u - 128
 COLUMNS = 1024
@@ -25,7 +25,7 @@ class Digits(NamedTuple):
     """Rows (R, N) as digits (planes, R, width), zero beyond N.
 
     exponent: (R,) int32, or (1,) for one that all rows share.
-    squares: (R,) int64, the sum of squares of the integers that were cut: in units of 2^(2e - 16 (planes - 1)).
+    squares: (R,) int64, the sum of squares in units of 2^(2e - 32).
     error: (R,) float64, the norm of what rounding took away; or (1,), the largest.
     """
 
@@ -57,14 +57,14 @@ def of_data(data: Tensor, center: Tensor) -> Digits:
     largest = torch.empty(M, dtype=torch.float64, device=data.device)
     _extent[(M,)](data, center, largest, 1.0, N, BLOCK=COLUMNS, num_warps=4, num_stages=2, enable_fp_fusion=False)
     exponent = torch.frexp(largest.amax(0, keepdim=True) / leading(N)).exponent.clamp_min(-400)
-    return _shared(_cut(data, center, 1.0, exponent, PLANES, shared=True))
+    return _shared(_cut(data, center, 1.0, exponent, FLOAT, shared=True))
 
 
 def of_queries(x: Tensor, data: Digits, center: Tensor) -> Digits:
     """Queries (B, N) in the units of the data's digits, each with an exponent of its own, not below the data's."""
     if len(data.planes) > 1:
-        return _cut(x, center, 1.0, data.exponent, PLANES, shared=False)
-    return _cut(x, torch.full_like(center, 0.5), 1 / PIXEL, data.exponent, PLANES, shared=False)
+        return _cut(x, center, 1.0, data.exponent, FLOAT, shared=False)
+    return _cut(x, torch.full_like(center, 0.5), 1 / PIXEL, data.exponent, QUERY, shared=False)
 
 
 def empty(M: int, N: int, planes: int, device: torch.device, exponents: int = 1) -> Digits:
@@ -152,20 +152,20 @@ def _digits(
     to_integer = power_of_two(8 * (PLANES - 1) - e)
     back = power_of_two(e - 8 * (PLANES - 1))
     k = tl.arange(0, BLOCK)
-    square = tl.zeros((BLOCK,), tl.int64)
+    square = tl.zeros((BLOCK,), tl.float64)
     lost = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, width, BLOCK):
         value = _values(rows, origin, gain, row, start + k, N)
         value = tl.where(valid, value, 0.0)
         integer = tl.floor(value * to_integer + 0.5).to(tl.int32)
-        rest = value - integer.to(tl.float64) * back
-        lost += rest * rest
-        square += integer.to(tl.int64) * integer.to(tl.int64)
+        rounded = integer.to(tl.float64) * back
+        lost += (value - rounded) * (value - rounded)
+        square += rounded * rounded
         for t in tl.static_range(PLANES - 1, -1, -1):
             digit = ((integer + 128) & 255) - 128
             integer = (integer - digit) >> 8
             place = planes + (t * R + row) * width + start + k
             tl.store(place, digit.to(tl.int8), mask=start + k < width)
     tl.store(exponent + row, e)
-    tl.store(squares + row, tl.sum(square, 0))
+    tl.store(squares + row, (tl.sum(square, 0) * power_of_two(32 - 2 * e)).to(tl.int64))
     tl.store(error + row, tl.where(valid, tl.sqrt(tl.sum(lost, 0)), float("nan")))

@@ -1,7 +1,8 @@
 """The operator for data of middling width, 16 < N <= 256, in one pass: scores, softmax and mean tile by tile.
 
 As in flash attention a row keeps the largest log weight so far and rescales what it summed before. No weights are
-written: B x M of them would cost more than they take to compute.
+written: B x M of them would cost more than they take to compute. Rows whose log weights may be off are computed again, by
+differences, from the tiles that may hold weight: few, since only a narrow kernel makes small errors count.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from torch import Tensor
 
 from pfgm_fast.kernels import blend, digits, tiles
 from pfgm_fast.kernels.blend import LEAST, LIFT
-from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
-from pfgm_fast.kernels.log_weights import log_weight
-from pfgm_fast.kernels.mend import TOLERANCE, distances, negligible
+from pfgm_fast.kernels.digits import Digits, power_of_two
+from pfgm_fast.kernels.mend import TOLERANCE
+from pfgm_fast.kernels.recompute import Sums, recompute
 from pfgm_fast.kernels.scores import of_digits
 from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, softmax
 
-WORKSPACE = 1 << 30  # bytes of partial sums at a time
-BLOCK = 64  # data of a tile: part of the result's bits, as are
+WORKSPACE = 1 << 30  # bytes of partial sums at a time, but always at least ROWS rows
+ROWS = 128
+BLOCK = 32  # data of a tile: part of the result's bits, as are
 SEGMENTS = 64  # the partial sums over the data, and
-SHORTEST = 8  # the tiles that one of them takes at least
+SHORTEST = 16  # the tiles that one of them takes at least
 
 
 def posterior(
@@ -40,45 +42,44 @@ def posterior(
     y = Digits(*data[2:])
     mean, log_sum = torch.empty_like(x), torch.empty_like(scale)
     M, N = points.shape
-    span = max(SHORTEST, triton.cdiv(triton.cdiv(M, BLOCK), SEGMENTS))
-    parts = triton.cdiv(triton.cdiv(M, BLOCK), span)
-    rows = max(1, WORKSPACE // (4 * N * parts * 128)) * 128
+    tiles_of_data = triton.cdiv(M, BLOCK)
+    span = max(SHORTEST, triton.cdiv(tiles_of_data, SEGMENTS))
+    row_bytes = 4 * (N * triton.cdiv(tiles_of_data, span) + tiles_of_data)
+    rows = max(1, WORKSPACE // (row_bytes * ROWS)) * ROWS
     for start in range(0, len(x), rows):
         some = slice(start, start + rows)
-        part = None if segments is None else segments[some]
-        shares = _sums(x[some], scale[some], points, center, y, log_weights, part, power, span, parts, mean[some])
-        log_sum[some] = shares
+        seen = None if segments is None else segments[some]
+        sums = _sum(x[some], scale[some], data, log_weights, seen, power, span)
+        recompute(sums, x[some], scale[some], data, log_weights, seen, power, BLOCK)
+        shares = blend.share(sums.peak, sums.mass)
+        blend.finish(sums.partial, shares, center, y, mean[some])
+        log_sum[some] = shares.log_sum
     return mean, log_sum
 
 
-def _sums(
+def _sum(
     x: Tensor,
     scale: Tensor,
-    points: Tensor,
-    center: Tensor,
-    y: Digits,
+    data: list[Tensor],
     log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
     span: int,
-    parts: int,
-    mean: Tensor,
-) -> Tensor:
-    (B, N), M = x.shape, len(points)
+) -> Sums:
+    points, center = data[:2]
+    y = Digits(*data[2:])
+    (B, N), (planes, M, width) = x.shape, y.planes.shape
     queries = digits.of_queries(x, y, center)
-    pixels = len(y.planes) == 1
-    partial = torch.empty(parts, B, N, dtype=torch.float32, device=x.device)
-    peak = torch.empty(B, parts, dtype=torch.float64, device=x.device)
-    mass = torch.empty(B, parts, dtype=torch.float32, device=x.device)
-    width = y.planes.shape[2]
+    parts = triton.cdiv(triton.cdiv(M, BLOCK), span)
+    sums = Sums.empty(B, N, parts, triton.cdiv(M, BLOCK), x.device)
     columns = max(32, triton.next_power_of_2(N))
-    tile = tiles.choose("fused", x.device, f"{'pixels' if pixels else 'floats'} {columns}")
-    estimate = Estimate.of(N, len(y.planes))
+    kind = f"{'floats' if planes > 1 else 'pixels'} {columns}{'' if log_weights is None else ' prior'}"
+    tile = tiles.choose("fused", x.device, kind)
     _fused[(triton.cdiv(B, tile.rows), parts)](
-        *(x, points, center, *queries, *y, scale, log_weights, segments, partial, peak, mass),
-        *(power, *estimate, TOLERANCE[torch.float32], negligible(M)),
+        *(points, center, *queries, *y, scale, log_weights, segments, *sums),
+        *(power, *Estimate.of(N, planes), TOLERANCE[torch.float32]),
         *(B, M, N, width, span),
-        PLANES=len(y.planes),
+        PLANES=planes,
         GAUSSIAN=math.isinf(power),
         PRIOR=log_weights is not None,
         SEGMENTS=segments is not None,
@@ -89,14 +90,11 @@ def _sums(
         **tile.options,
         enable_fp_fusion=False,
     )
-    shares = blend.share(peak, mass)
-    blend.finish(partial, shares, center, y, mean)
-    return shares.log_sum
+    return sums
 
 
 @triton.jit
 def _fused(
-    x,
     points,
     center,
     x_planes,
@@ -113,12 +111,14 @@ def _fused(
     partial,
     peak,
     mass,
+    lowest,
+    doubtful,
+    reach,
     power: tl.float64,
     unit,
     left_out,
     rounding,
     tolerance,
-    negligible,
     B,
     M,
     N,
@@ -136,12 +136,12 @@ def _fused(
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.minimum(i, B - 1)
     ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
-    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 1), 62)
+    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
     ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
     norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
     error = tl.load(x_error + row) + tl.load(y_error)
     slack = error * error + left_out * power_of_two(ex + ey)
-    s = tl.load(scale + row) * unit
+    s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
     n = tl.arange(0, COLUMNS)
     column = tl.minimum(n, N - 1)
     c = tl.load(center + column).to(tl.float32)
@@ -150,6 +150,8 @@ def _fused(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     weight_sum = tl.zeros((ROWS,), tl.float32)
     top = tl.full((ROWS,), float("-inf"), tl.float64)
+    low = tl.full((ROWS,), float("-inf"), tl.float64)
+    in_doubt = tl.full((ROWS,), float("-inf"), tl.float64)
     begin = tl.program_id(1) * span * BLOCK
     end = tl.minimum(begin + span * BLOCK, M)
     if SEGMENTS:
@@ -169,23 +171,10 @@ def _fused(
         )
         excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
         off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
-        bound = log_weight(rho, s, power, GAUSSIAN) + off
-        if PRIOR:
-            bound += tl.max(tl.load(log_weights + y), 0)
-        wrong = (off > tolerance) & (bound >= top - negligible)
-        rank = tl.cumsum(wrong.to(tl.int32), 0)
-        for nth in range(1, tl.sum(wrong.to(tl.int32), 0) + 1):
-            this = wrong & (rank == nth)
-            at = tl.sum(tl.where(this, row, 0), 0).to(tl.int64)
-            seen = j < M
-            if SEGMENTS:
-                seen = seen & (j >= tl.load(segments + 2 * at)) & (j < tl.load(segments + 2 * at + 1))
-            apart = distances(x + at * N, points, j.to(tl.int64), seen, N, PLANES == 1, BLOCK, 8, 32)
-            closest = tl.min(tl.where(seen, apart, float("inf")), 0)
-            apart = tl.where(seen, (apart - closest) / tl.sum(tl.where(this, ulp, 0.0), 0), 0.0)
-            excess = tl.where(this[:, None], apart.to(tl.float32)[None, :], excess)
-            rho = tl.where(this, closest, rho)
         weight, high = softmax(excess, rho, visible, ulp, s, log_weights, y, power, tl.float32, GAUSSIAN, PRIOR)
+        low = tl.maximum(low, high - off)
+        in_doubt = tl.maximum(in_doubt, tl.where(off > tolerance, high + off, float("-inf")))
+        tl.store(reach + i.to(tl.int64) * tl.cdiv(M, BLOCK) + start // BLOCK, (high + off).to(tl.float32), mask=i < B)
         new = tl.maximum(top, high)
         before = tl.where(top > float("-inf"), tl.exp(top - new), 0.0).to(tl.float32)
         lot = tl.where(high > float("-inf"), tl.exp(high - new), 0.0).to(tl.float32)
@@ -209,5 +198,7 @@ def _fused(
     place = i.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(peak + place, top + (s - s), mask=i < B)
     tl.store(mass + place, weight_sum, mask=i < B)
+    tl.store(lowest + place, low, mask=i < B)
+    tl.store(doubtful + place, in_doubt, mask=i < B)
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])

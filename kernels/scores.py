@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = tl.constexpr(1 << 15)  # digits: so many products of two, three at a time, sum to less than 2^31
+CHUNK = tl.constexpr(1 << 14)  # digits: so many products of two, four at a time, sum to less than 2^31
 
 
 @triton.jit
@@ -28,8 +28,8 @@ def of_digits(
 ):
     """int64 (ROWS, BLOCK), in units of 2^(ex + ey + 1 - 8 orders), where orders is one less than those summed below.
 
-    A product of digits of places s and t has order s + t. Of data with three digits the orders 0 to 3 are taken, of
-    pixels 0 to 2; what is left out is below the rounding of the values. Sums are over the first `depth` digits.
+    A product of digits of places s and t has order s + t. Of data with four digits the orders 0 to 3 are taken, of
+    pixels, which have one, all: 0 to 2. Sums are over the first `depth` digits.
     """
     k = tl.arange(0, STEP)
     xp = x + i.to(tl.int64)[:, None] * width + k[None, :]
@@ -44,8 +44,6 @@ def of_digits(
     else:
         product = _product(xp, yp, x_plane, y_plane, depth, PLANES, ROWS, BLOCK, STEP)
     squares = tl.load(y_squares + j)[None, :]
-    if PLANES == 1:
-        squares = squares << 16
     shift = shift[:, None].to(tl.int64)
     return ((squares + ((1 << shift) >> 1)) >> shift) - product
 
@@ -73,12 +71,15 @@ def _product(
         order1 = tl.dot(x1, y0, order1, out_dtype=tl.int32)
         order2 = tl.dot(x2, y0, order2, out_dtype=tl.int32)
         if PLANES > 1:
-            y1, y2 = tl.load(yp + y_plane), tl.load(yp + 2 * y_plane)
+            x3 = tl.load(xp + 3 * x_plane)
+            y1, y2, y3 = tl.load(yp + y_plane), tl.load(yp + 2 * y_plane), tl.load(yp + 3 * y_plane)
             order1 = tl.dot(x0, y1, order1, out_dtype=tl.int32)
             order2 = tl.dot(x1, y1, order2, out_dtype=tl.int32)
             order2 = tl.dot(x0, y2, order2, out_dtype=tl.int32)
+            order3 = tl.dot(x3, y0, order3, out_dtype=tl.int32)
             order3 = tl.dot(x2, y1, order3, out_dtype=tl.int32)
             order3 = tl.dot(x1, y2, order3, out_dtype=tl.int32)
+            order3 = tl.dot(x0, y3, order3, out_dtype=tl.int32)
         xp += STEP
         yp += STEP
     product = (order0.to(tl.int64) << 16) + (order1.to(tl.int64) << 8) + order2.to(tl.int64)

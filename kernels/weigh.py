@@ -50,8 +50,8 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, N: int, planes: int) -> Estimate:
-        typical = 74**2  # the product of two digits, root mean square
-        left_out = 2 * ROUNDING * math.sqrt(N) * typical * 2.0**-32 if planes > 1 else 2.0**-16
+        typical = 74**2 * math.sqrt(3 * N)  # root mean square of three products of digits, N of them summed
+        left_out = 2 * ROUNDING * typical * 2.0**-32 if planes > 1 else 2.0**-16
         return cls(1.0 if planes > 1 else PIXEL**-2, left_out, min(1.0, ROUNDING / math.sqrt(N)))
 
 
@@ -163,13 +163,13 @@ def _weigh_digits(
     i, j, row, column, visible, depth = _tile(segments, B, M, width, SEGMENTS, ROWS, BLOCK)
     ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
     # |y|^2 comes in units that are finer than those of the scores, by so many bits
-    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 1), 62)
+    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
     score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, PLANES, DEEP, ROWS, BLOCK, STEP)
     ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
     norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
     error = tl.load(x_error + row) + tl.load(y_error)
     slack = error * error + left_out * power_of_two(ex + ey)
-    s = tl.load(scale + row) * unit
+    s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
     excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
     off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
     weight, top = softmax(excess, rho, visible, ulp, s, log_weights, column, power, tl.float32, GAUSSIAN, PRIOR)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pfgm_fast import _checks, operator, reference
+from pfgm_fast import _checks, operator, reference, streaming
 
 PRECISIONS = ("highest", "high")
 
@@ -24,6 +25,13 @@ class EmpiricalField:
     data units as a number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
     The data are not copied where they need no change: do not write to them while the field is in use.
 
+    Data in host memory that, as the backend prepares them, would fill more than half of what a GPU `device` has free
+    stay where they are, pinned, pageable or memory-mapped (torch.from_numpy(np.load(path, mmap_mode="r"))), and stream
+    through it in chunks: once at each call, twice for score (D finite) and effective_sample_size. The repr says
+    "streamed from cpu". Labels make it gather rows one by one; data sorted by class spare it that. Such a field keeps
+    every promise but two: torch.compile leaves its calls uncompiled and refuses them where fullgraph=True, and CUDA
+    graphs cannot hold it.
+
     Args:
         data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit.
         D: augmented dimension, a float > 0 or math.inf.
@@ -31,7 +39,7 @@ class EmpiricalField:
         log_weights: (M,) floating, the log mass a_j of each datum; default 0.
         precision: "highest" (float32-accurate log weights) or "high" (TF32-class is enough; no faster so far).
         backend: "auto" or a name in pf.info().backends.
-        device: where the data goes; default: where it is.
+        device: where the data goes, or streams to; default: where it is.
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
     """
@@ -53,19 +61,15 @@ class EmpiricalField:
             raise ValueError(
                 f"data must be (M, *data) with at least one datum and N >= 1, got shape {tuple(data.shape)}"
             )
-        _checks.finite("data", data)
         self.D = _checks.augmented_dimension(D)
         self._gaussian = math.isinf(self.D)
         self.precision = _checks.choice("precision", precision, PRECISIONS)
-        self.backend = operator.choose(backend, data.device if device is None else torch.device(device))
+        self.device = data.device if device is None else torch.empty(0, device=device).device
+        self.backend = operator.choose(backend, self.device)
         self.shape = tuple(data.shape[1:])
         self.dtype = data.dtype
+        self.N = math.prod(self.shape)
         M = len(data)
-        flat = data.detach().reshape(M, -1).to(device)
-        self.device = flat.device
-        if flat.dtype in (torch.float16, torch.bfloat16):
-            flat = flat.float()
-        self.N = flat.shape[1]
         self._log_weights = (
             None if log_weights is None else _log_weights(log_weights, M).to(self.device, _checks.wide(self.device))
         )
@@ -75,19 +79,27 @@ class EmpiricalField:
             self._order = torch.argsort(labels, stable=True)
             self._classes, counts = torch.unique(labels, return_counts=True)
             self._bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            flat = flat[self._order]
             if self._log_weights is not None:
                 self._log_weights = self._log_weights[self._order]
         self._M = M
-        self._data = operator.prepare(flat.contiguous(), self.backend)
+        self._data: list[Tensor] = []
+        self._stream = None
+        if streaming.needed(data, self.device, self.backend):
+            self._stream = streaming.HostData(data, self._order, self.device, self.backend)
+        else:
+            _checks.finite("data", data)
+            flat = data.detach().reshape(M, -1).to(self.device).to(streaming.computed(data.dtype))
+            flat = flat if self._order is None else flat[self._order]
+            self._data = operator.prepare(flat.contiguous(), self.backend)
 
     def __len__(self) -> int:
         return self._M
 
     def __repr__(self) -> str:
-        kind = _checks.short(self.dtype)
+        kind, streamed = _checks.short(self.dtype), "" if self._stream is None else ", streamed from cpu"
         return (
-            f"EmpiricalField(M={len(self)}, shape={self.shape}, D={self.D:g}, dtype={kind}, backend={self.backend!r})"
+            f"EmpiricalField(M={len(self)}, shape={self.shape}, D={self.D:g}, dtype={kind}, "
+            f"backend={self.backend!r}{streamed})"
         )
 
     def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -137,18 +149,16 @@ class EmpiricalField:
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of the log density with respect to x, like x: -sum_j w_j c_j (x - y_j)."""
         query, scale = self._query(x, sigma)
-        mean, log_sum = self._posterior(query, scale, self._power)
-        if self._gaussian:
-            factor = 2 / scale
-        else:  # w_j c_j is the weight of the same kernel with its power raised by one
-            mean, raised = self._posterior(query, scale, self._power + 1)
-            factor = 2 * self._power / scale * torch.exp(raised - log_sum)
-        return (factor[:, None] * (mean - query)).to(x.dtype).reshape(x.shape)
+        *_, score = streaming.moments(query, scale, self._power, partial(self._posterior, query, scale))
+        return score.to(x.dtype).reshape(x.shape)
 
     def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes."""
         query, scale = self._query(x, sigma)
-        result = reference.divergence(query, scale, self._data, self._log_weights, self._power)
+        if self._stream is None:
+            result = reference.divergence(query, scale, self._data, self._log_weights, self._power)
+        else:
+            result = self._stream.divergence(query, scale, self._log_weights, self._power)
         return result.to(x.dtype)
 
     def top_weights(self, x: Tensor, sigma: float | Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -157,9 +167,10 @@ class EmpiricalField:
         if k > len(self):
             raise ValueError(f"k must be at most the {len(self)} data, got {k}")
         query, scale = self._query(x, sigma)
-        weights, indices = reference.top_weights(
-            query, scale, self._data, self._log_weights, self._power, k
-        )
+        if self._stream is None:
+            weights, indices = reference.top_weights(query, scale, self._data, self._log_weights, self._power, k)
+        else:
+            weights, indices = self._stream.top_weights(query, scale, self._log_weights, self._power, k)
         return weights.to(x.dtype), indices if self._order is None else self._order[indices]
 
     def effective_sample_size(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -210,7 +221,10 @@ class EmpiricalField:
     def _run(
         self, query: Tensor, scale: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
     ) -> tuple[Tensor, Tensor]:
-        return operator.posterior(query, scale, self._data, log_weights, segments, power, self.backend)
+        if self._stream is None:
+            return operator.posterior(query, scale, self._data, log_weights, segments, power, self.backend)
+        mean, log_sum = self._stream.posterior(query, scale, log_weights, segments, power)
+        return mean, log_sum
 
     def _segments(self, labels: Tensor | None, B: int, check: bool = True) -> Tensor | None:
         """The range of the sorted data that each row sees (B, 2); an unknown class sees none."""

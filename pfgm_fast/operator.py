@@ -52,7 +52,6 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-@torch.compiler.assume_constant_result
 def choose(backend: str, device: torch.device) -> str:
     """The name of the backend that will run: `backend` itself, or for "auto" the first that can."""
     if backend == "auto":
@@ -63,6 +62,10 @@ def choose(backend: str, device: torch.device) -> str:
     if why is not None:
         raise ValueError(f"backend {backend!r} cannot run: {why}")
     return backend
+
+
+# torch.compile need not look into it. The decorator that says so imports the compiler; this is all it does.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def posterior(

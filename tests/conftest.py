@@ -1,4 +1,4 @@
-"""Fixtures: the CPU backends, and memory that is poison until written."""
+"""Fixtures: the backends, and memory that is poison until written. Without a GPU, Triton's kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pfgm_fast import operator
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
+from pfgm_fast import operator  # noqa: E402 (it must not come before the line above)
 
 CPU_BACKENDS = ("torch", "native")
 
@@ -30,6 +33,11 @@ def one_thread() -> None:
 def backend(request: pytest.FixtureRequest) -> str:
     """Each CPU backend in turn; one that cannot run is skipped, or fails where PFGM_EXT=on asked for it."""
     return available(request.param)
+
+
+@pytest.fixture
+def interpreted() -> str:
+    return available("triton")
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ PACKAGE = ROOT / "pfgm_fast"
 LAYERS = (
     ("_version", "_checks", "_extension", "solution"),
     ("philox", "schedule"),
-    ("reference", "native", "kernels", "noise", "fixed_step", "runge_kutta"),
-    ("operator", "sampling"),
-    ("field", "_info"),
+    ("reference", "native", "kernels", "fixed_step", "runge_kutta"),
+    ("operator",),
+    ("streaming", "noise"),
+    ("field", "sampling", "_info"),
     ("__init__",),
     ("demo.style",),
     ("demo.digits", "demo.heart", "demo.hemisphere", "demo.timing"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pfgm_fast as pf
+from pfgm_fast import operator
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_forward_derivatives_are_refused(generator: torch.Generator) -> None:
 def test_the_raw_operator_refuses_other_dtypes(native: str) -> None:
     x = torch.randn(3, 4)
     with pytest.raises(TypeError, match="float64 scale"):
-        torch.ops.pfgm_fast.posterior(x, torch.ones(3), x, torch.zeros(4).double(), None, None, 2.0, native)
+        torch.ops.pfgm_fast.posterior(x, torch.ones(3), operator.prepare(x, native), None, None, 2.0, native)
 
 
 def test_one_compiled_function_serves_fields_of_any_D() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import available
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -15,11 +16,29 @@ from torch.utils._pytree import tree_map_only
 import pfgm_fast as pf
 from pfgm_fast import operator
 
-B, M, N = 6, 50, 5
+B, M = 6, 50
 
 
-def arguments(backend: str, kind: str = "plain") -> tuple[Any, ...]:
+class Plan(NamedTuple):
+    """A backend, and a dimension for which it goes its own way."""
+
+    backend: str
+    N: int
+
+
+PLANS = (Plan("torch", 5), Plan("native", 5), Plan("triton", 5), Plan("triton", 20), Plan("triton", 300))
+
+
+@pytest.fixture(params=PLANS, ids=lambda plan: f"{plan.backend}-N{plan.N}")
+def plan(request: pytest.FixtureRequest) -> Plan:
+    available(request.param.backend)
+    return request.param  # type: ignore[no-any-return]
+
+
+
+def arguments(plan: Plan, kind: str = "plain") -> tuple[Any, ...]:
     """Arguments of torch.ops.pfgm_fast.posterior: x, scale, data, log_weights, segments, power, backend."""
+    N = plan.N
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if kind == "double" else torch.float32
     x = torch.randn(B, N, generator=generator).to(dtype)
@@ -32,7 +51,7 @@ def arguments(backend: str, kind: str = "plain") -> tuple[Any, ...]:
     if kind == "empty":
         x, scale = x[:0], scale[:0]
     power = math.inf if kind == "diffusion" else (N + 1) / 2
-    return x, scale, operator.prepare(data, backend), masses, segments, power, backend
+    return x, scale, operator.prepare(data, plan.backend), masses, segments, power, plan.backend
 
 
 def moved(args: tuple[Any, ...], move: Callable[[Tensor], Tensor]) -> Any:
@@ -43,13 +62,13 @@ KINDS = ("plain", "double", "pixels", "masses", "segments", "diffusion", "empty"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_opcheck(kind: str, backend: str) -> None:
-    torch.library.opcheck(torch.ops.pfgm_fast.posterior.default, arguments(backend, kind))
+def test_opcheck(kind: str, plan: Plan) -> None:
+    torch.library.opcheck(torch.ops.pfgm_fast.posterior.default, arguments(plan, kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fake_tensors_have_the_real_shapes(kind: str, backend: str) -> None:
-    args = arguments(backend, kind)
+def test_fake_tensors_have_the_real_shapes(kind: str, plan: Plan) -> None:
+    args = arguments(plan, kind)
     real = torch.ops.pfgm_fast.posterior(*args)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = torch.ops.pfgm_fast.posterior(*moved(args, mode.from_tensor))
@@ -57,11 +76,11 @@ def test_fake_tensors_have_the_real_shapes(kind: str, backend: str) -> None:
         assert (r.shape, r.dtype, r.device, r.stride()) == (f.shape, f.dtype, f.device, f.stride())
 
 
-def test_meta_tensors(backend: str) -> None:
-    args = moved(arguments(backend), lambda tensor: tensor.to("meta"))
+def test_meta_tensors(plan: Plan) -> None:
+    args = moved(arguments(plan), lambda tensor: tensor.to("meta"))
     mean, log_sum = torch.ops.pfgm_fast.posterior(*args)
     assert mean.device.type == log_sum.device.type == "meta"
-    assert (mean.shape, log_sum.shape) == ((B, N), (B,))
+    assert (mean.shape, log_sum.shape) == ((B, plan.N), (B,))
 
 
 BAD = {
@@ -75,12 +94,12 @@ BAD = {
 
 @pytest.mark.parametrize("power", [3.0, 66.5, math.inf])
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-def test_a_bad_row_is_nan_alone(spoil: Any, power: float, backend: str, poison: None) -> None:
-    x, scale, data, *_ = arguments(backend)
+def test_a_bad_row_is_nan_alone(spoil: Any, power: float, plan: Plan, poison: None) -> None:
+    x, scale, data, *_ = arguments(plan)
     segments = torch.tensor([[0, M]] * B)
-    clean, clean_sum = operator.posterior(x, scale, data, None, segments, power, backend)
+    clean, clean_sum = operator.posterior(x, scale, data, None, segments, power, plan.backend)
     spoil(x, scale, segments)
-    mean, log_sum = operator.posterior(x, scale, data, None, segments, power, backend)
+    mean, log_sum = operator.posterior(x, scale, data, None, segments, power, plan.backend)
     bad = torch.arange(B) == 2
     assert bool(mean[bad].isnan().all())
     assert bool(log_sum[bad].isnan().all())
@@ -89,10 +108,10 @@ def test_a_bad_row_is_nan_alone(spoil: Any, power: float, backend: str, poison: 
 
 
 @pytest.mark.parametrize("D", [1, 128, math.inf])
-def test_a_compiled_field_is_the_field(D: float, backend: str) -> None:
+def test_a_compiled_field_is_the_field(D: float, plan: Plan) -> None:
     torch._dynamo.reset()
-    x, _, (data, *_), *_ = arguments(backend)
-    field, sigma = pf.EmpiricalField(data, D, backend=backend), torch.linspace(0.1, 2, B)
+    x, _, (data, *_), *_ = arguments(plan)
+    field, sigma = pf.EmpiricalField(data, D, backend=plan.backend), torch.linspace(0.1, 2, B)
 
     def step(x: Tensor, sigma: Tensor) -> Tensor:
         return x + (field(x, sigma) - x) / sigma[:, None]
@@ -102,11 +121,11 @@ def test_a_compiled_field_is_the_field(D: float, backend: str) -> None:
     assert torch.allclose(compiled(x + 1, sigma), step(x + 1, sigma), rtol=1e-6, atol=1e-6)
 
 
-def test_every_method_compiles(backend: str) -> None:
+def test_every_method_compiles(plan: Plan) -> None:
     torch._dynamo.reset()
-    x, _, (data, *_), *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(plan)
     labels = torch.arange(M) % 3
-    field, sigma = pf.EmpiricalField(data, 8.0, labels=labels, backend=backend), torch.linspace(0.1, 2, B)
+    field, sigma = pf.EmpiricalField(data, 8.0, labels=labels, backend=plan.backend), torch.linspace(0.1, 2, B)
 
     def everything(x: Tensor, sigma: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         plain = (field.log_density(x, sigma), field.score(x, sigma), field.effective_sample_size(x, sigma))
@@ -118,21 +137,21 @@ def test_every_method_compiles(backend: str) -> None:
         assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_posterior_mean(backend: str) -> None:
+def test_compiled_posterior_mean(plan: Plan) -> None:
     torch._dynamo.reset()
-    x, _, (data, *_), *_ = arguments(backend)
+    x, _, (data, *_), *_ = arguments(plan)
 
     def target(x: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
-        return pf.posterior_mean(x, sigma, data, 128.0, backend=backend)
+        return pf.posterior_mean(x, sigma, data, 128.0, backend=plan.backend)
 
     sigma = torch.linspace(0.1, 2, B)
     compiled = torch.compile(target, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x, sigma, data), target(x, sigma, data), rtol=1e-6, atol=1e-6)
 
 
-def test_compiled_with_inductor(backend: str) -> None:
+def test_compiled_with_inductor(plan: Plan) -> None:
     torch._dynamo.reset()
-    x, _, (data, *_), *_ = arguments(backend)
-    field, sigma = pf.EmpiricalField(data, 8.0, backend=backend), torch.linspace(0.1, 2, B)
+    x, _, (data, *_), *_ = arguments(plan)
+    field, sigma = pf.EmpiricalField(data, 8.0, backend=plan.backend), torch.linspace(0.1, 2, B)
     compiled = torch.compile(lambda x, sigma: field(x, sigma), fullgraph=True)
     assert torch.allclose(compiled(x, sigma), field(x, sigma), rtol=1e-6, atol=1e-6)
