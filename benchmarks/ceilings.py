@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.core import Work
-from benchmarks.timing import Clock, best
+from benchmarks.timing import Clock, Stopwatch, best, by_clock
 
 
 class Ceilings(NamedTuple):
@@ -35,16 +35,17 @@ class Ceilings(NamedTuple):
 
 
 def measure(now: Clock) -> Ceilings:
-    products = [_product_rate(size, now) for size in (1024, 1536)]
+    stopwatch = by_clock(now)
+    products = [_product_rate(size, stopwatch) for size in (1024, 1536)]
     source = torch.ones(1 << 26)  # 256 MiB, past every cache
     target = torch.zeros_like(source)
-    copy = 2 * source.nbytes / best(lambda: target.copy_(source), now, 3)
+    copy = 2 * source.nbytes / best(lambda: target.copy_(source), stopwatch, 3)
     values = torch.linspace(0.1, 4, 1 << 17)  # stays in the second-level cache
     scratch = torch.empty_like(values)
-    log_exp = len(values) / best(lambda: torch.exp(torch.log(values, out=scratch), out=scratch), now, 20)
+    log_exp = len(values) / best(lambda: torch.exp(torch.log(values, out=scratch), out=scratch), stopwatch, 20)
     return Ceilings(max(products) / 1e9, copy / 1e9, log_exp / 1e9)
 
 
-def _product_rate(size: int, now: Clock) -> float:
+def _product_rate(size: int, stopwatch: Stopwatch) -> float:
     a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / best(lambda: a @ b, now, 4)
+    return 2 * size**3 / best(lambda: a @ b, stopwatch, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from datetime import datetime, timezone
@@ -33,12 +34,12 @@ def origin() -> Origin:
 
 
 def commit() -> str:
-    """The commit of the working tree, with -dirty where sources differ from it; "unknown" outside of git."""
+    """The commit of the working tree, with -dirty where sources differ from it; outside of git, PFGM_COMMIT."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("PFGM_COMMIT", "unknown")
     return done.stdout.strip()
 
 

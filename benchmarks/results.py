@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 FOLDER = Path(__file__).parent / "results"
 
 Key = tuple[str, str, str, str, int]
+
+
+class Keyed(Protocol):
+    """A dataclass whose fields are the columns of a file."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> Hashable: ...
+
+
+Kind = TypeVar("Kind", bound=Keyed)
 
 
 @dataclass(frozen=True)
@@ -59,22 +71,22 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, kind: type[Kind]) -> list[Kind]:
     """The rows of a file, none where it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    return [Row(**{field.name: _READ[str(field.type)](line[field.name]) for field in fields(Row)}) for line in lines]
+    return [kind(**{field.name: _READ[str(field.type)](line[field.name]) for field in fields(kind)}) for line in lines]
 
 
-def update(path: Path, rows: Iterable[Row]) -> None:
+def update(path: Path, rows: Iterable[Kind], kind: type[Kind]) -> None:
     """Puts rows into a file, replacing those of the same key. An interruption leaves the old file."""
-    merged = {row.key: row for row in [*read(path), *rows]}
+    merged = {row.key: row for row in [*read(path, kind), *rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in merged.values())
     os.replace(draft, path)

@@ -65,11 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         with tqdm(blocks, unit="block", file=sys.stderr) as bar:
             for block in bar:
                 bar.set_description(str(block))
-                results.update(out, measure(block, QUICK if options.quick else FULL, origin, bar))
+                results.update(out, measure(block, QUICK if options.quick else FULL, origin, bar), Row)
                 done.append(block)
     except KeyboardInterrupt:
         interrupted = True
-    _print_tables(done, compare.by_key(results.read(out)))
+    _print_tables(done, compare.by_key(results.read(out, Row)))
     print(f"\n{'interrupted: finished rows' if interrupted else 'rows'} are in {out}")
     return 130 if interrupted else 0
 
@@ -93,7 +93,7 @@ def measure(block: Block, effort: Effort, origin: Origin, bar: tqdm[Any] | None 
             del result
         _show(bar, "timing")
         ceiling = ceilings.measure(now)
-        seconds = timing.interleaved(timed, now, *effort)
+        seconds = timing.interleaved(timed, timing.by_clock(now), *effort)
     return [
         row(block, provider, seconds[provider.name], errors[provider.name], peaks.get(provider.name),
             operation.work(inputs), ceiling, provider.remark(inputs), origin)

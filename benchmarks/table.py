@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import compare, results
+from benchmarks.cells import markdown, number, percent, scientific
 from benchmarks.compare import RefusedError, Rows
 from benchmarks.core import Operation
+from benchmarks.gpu import page, predict, rows
 from benchmarks.machine import ROOT
 from benchmarks.registry import OPERATIONS
 from benchmarks.results import Row
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+NOTHING = "Nothing was measured yet."
 
 
 def summary(rows: Rows) -> str:
@@ -32,9 +35,6 @@ def full(rows: Rows) -> str:
             count = "1 thread" if threads == 1 else f"{threads} threads"
             parts += [f"#### {case}, {variant}, {count}", block_table(operation, rows, case, variant, threads)]
     return "\n\n".join(parts)
-
-
-PAGES: dict[str, Callable[[Rows], str]] = {"README.md": summary, "docs/benchmarks.md": full}
 
 
 def goals(operation: Operation[Any], rows: Rows) -> str:
@@ -68,27 +68,6 @@ def block_table(operation: Operation[Any], rows: Rows, case: str, variant: str, 
             percent(row.matrix_share), row.bound, percent(row.bound_share), remark,
         ))  # fmt: skip
     return markdown(header, lines)
-
-
-def markdown(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *lines))
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, without an exponent."""
-    if value is None:
-        return ""
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f} %" if value >= 0.01 else f"{100 * value:.1g} %"
-
-
-def scientific(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
 
 
 def _summary(operation: Operation[Any], rows: Rows) -> str:
@@ -153,38 +132,56 @@ def _place(operation: Operation[Any], case: str, variant: str, threads: int) -> 
     return list(operation.cases).index(case), variants.index(variant) if variant in variants else len(variants), threads
 
 
-def render(text: str, page: Callable[[Rows], str], files: Mapping[str, Rows]) -> str:
+def render(text: str, marker: str, body: str) -> str:
     """The text of a page with what stands between the markers made anew.
 
     Raises:
         ValueError: it does not have each marker once, in order.
     """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in tail:
-        raise ValueError(f"the page must hold {BEGIN} and after it {END}, once each")
-    body = "\n\n".join(page(rows) for rows in files.values()) or "Nothing was measured yet."
-    return f"{head}{BEGIN}\n{body}\n{END}{tail}"
+    before, after = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    head, begin, rest = text.partition(before)
+    _, end, tail = rest.partition(after)
+    if not (begin and end) or before in rest or after in tail:
+        raise ValueError(f"the page must hold {before} and after it {after}, once each")
+    return f"{head}{before}\n{body}\n{after}{tail}"
 
 
 def measured(folder: Path = results.FOLDER) -> dict[str, Rows]:
-    """The rows of every machine, by file name."""
-    return {path.name: compare.by_key(results.read(path)) for path in sorted(folder.glob("*.csv"))}
+    """The rows of every machine's CPU, by file name."""
+    paths = (path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(rows.PREFIX))
+    return {path.name: compare.by_key(results.read(path, Row)) for path in paths}
 
 
-def stale(root: Path = ROOT) -> list[str]:
-    """The pages that no longer say what the CSV files say."""
-    files = measured()
-    texts = {name: (root / name).read_text(encoding="utf-8") for name in PAGES}
-    return [name for name, text in texts.items() if render(text, PAGES[name], files) != text]
+def on_cpus(part: Callable[[Rows], str]) -> str:
+    return "\n\n".join(map(part, measured().values())) or NOTHING
+
+
+def on_gpus(folder: Path = results.FOLDER) -> str:
+    paths = sorted(folder.glob(f"{rows.PREFIX}*.csv"))
+    return "\n\n".join(page.full(results.read(path, rows.Row)) for path in paths) or NOTHING
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("README.md", "benchmarks", partial(on_cpus, summary)),
+    ("docs/benchmarks.md", "benchmarks", partial(on_cpus, full)),
+    ("docs/benchmarks.md", "gpu", on_gpus),
+    ("docs/benchmarks.md", "predicted", predict.text),
+)
+
+
+def stale(root: Path = ROOT) -> dict[str, str]:
+    """The pages that no longer say what the CSV files say, as they should be."""
+    pages = {name: (root / name).read_text(encoding="utf-8") for name, _, _ in SECTIONS}
+    fresh = dict(pages)
+    for name, marker, body in SECTIONS:
+        fresh[name] = render(fresh[name], marker, body())
+    return {name: text for name, text in fresh.items() if text != pages[name]}
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__).parse_args()
-    files = measured()
-    for name in stale():
-        path = ROOT / name
-        path.write_text(render(path.read_text(encoding="utf-8"), PAGES[name], files), encoding="utf-8")
+    for name, text in stale().items():
+        (ROOT / name).write_text(text, encoding="utf-8")
         print(f"wrote {name}")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 Clock = Callable[[], float]
+Stopwatch = Callable[[Callable[[], object]], float]  # seconds that a call takes
 
 
 class Timed(NamedTuple):
@@ -26,6 +27,25 @@ def clock(threads: int) -> Clock:
     return time.process_time if threads == 1 else time.perf_counter
 
 
+def by_clock(now: Clock) -> Stopwatch:
+    def seconds(call: Callable[[], object]) -> float:
+        start = now()
+        call()
+        return now() - start
+
+    return seconds
+
+
+def by_events(call: Callable[[], object]) -> float:
+    """Seconds between two events on the current CUDA stream, before and after what the call puts there."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -36,7 +56,9 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def interleaved(calls: Mapping[str, Timed], now: Clock, budget: float, least: int, most: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Timed], stopwatch: Stopwatch, budget: float, least: int, most: int
+) -> dict[str, list[float]]:
     """Seconds of each repeat of each call, round by round over all of them.
 
     A call is repeated `most` times, a slow one as often as its first repeat fits into `budget` seconds but
@@ -49,21 +71,14 @@ def interleaved(calls: Mapping[str, Timed], now: Clock, budget: float, least: in
             if turn and turn * repeats[name] // most == (turn - 1) * repeats[name] // most:
                 continue
             with within():
-                start = now()
-                call()
-                taken[name].append(now() - start)
+                taken[name].append(stopwatch(call))
             if turn == 0:
                 first = max(taken[name][0], 1e-9)
                 repeats[name] = max(least if first < 10 * budget else 1, min(most, int(budget / first)))
     return taken
 
 
-def best(call: Callable[[], object], now: Clock, repeats: int) -> float:
+def best(call: Callable[[], object], stopwatch: Stopwatch, repeats: int) -> float:
     """The shortest of some repeats in seconds, after a warm-up: for ceilings."""
     call()
-    times = []
-    for _ in range(repeats):
-        start = now()
-        call()
-        times.append(now() - start)
-    return min(times)
+    return min(stopwatch(call) for _ in range(repeats))

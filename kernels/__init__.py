@@ -80,5 +80,14 @@ def posterior(
     return plan.posterior(x, scale, data, log_weights, segments, power)
 
 
+def top_weights(
+    x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
+    from pfgm_fast.kernels import wide
+
+    return wide.top_weights(x.contiguous(), scale, data, log_weights, power, k)
+
+
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"

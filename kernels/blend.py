@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -12,11 +11,9 @@ from torch import Tensor
 
 from pfgm_fast.kernels import tiles
 from pfgm_fast.kernels.digits import Digits, power_of_two
-from pfgm_fast.kernels.scores import values
-from pfgm_fast.kernels.weigh import Weights
+from pfgm_fast.kernels.weigh import DOUBLES, Weights
 
-COLUMNS = 128
-SEGMENTS = 32  # partial sums over the data; which tiles go into which is part of the result's bits
+PARTS = 8  # partial sums over the data; which tiles go into which is part of the result's bits
 LIFT = tl.constexpr(2.0**15)  # weights of at most 1 fill the range of float16
 LEAST = tl.constexpr(2.0**-40)  # and what is at most that, times LIFT, is 0 in float16
 
@@ -43,49 +40,43 @@ def share(peak: Tensor, mass: Tensor) -> Shares:
 def mean(w: Weights, shares: Shares, points: Tensor, center: Tensor, y: Digits | None, out: Tensor) -> None:
     """Writes the posterior mean (B, N) of some rows. `y`: digits of the data, None to compute in float64."""
     (B, T), (M, N) = w.peak.shape, points.shape
-    pixels = points.dtype == torch.uint8
-    kind = "doubles" if y is None else "pixels" if pixels else "floats"
-    tile = tiles.choose("wide.blend", out.device, kind)
-    across = triton.cdiv(B, tile.rows), triton.cdiv(N, COLUMNS)
-    span = triton.cdiv(T, SEGMENTS)
-    segments = triton.cdiv(T, span)
-    # few rows: the segments go to programs of their own; many: one program after the other, with the same bits
-    parts = segments if across[0] * across[1] < 2 * _processors(out.device) else 1
+    kind = kind_of(y)
+    tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, kind)
+    columns = 64 if kind == "doubles" else 128
+    span = triton.cdiv(T, PARTS)
+    parts = triton.cdiv(T, span)
     partial = torch.empty(parts, B, N, dtype=w.weights.dtype, device=out.device)
-    exponent = center if y is None else y.exponent
-    source = y.planes if y is not None and pixels else points
-    _blend[(across[0] * across[1], parts)](
-        *(w.weights, shares.share, source, center, exponent, partial),
-        *(B, M, N, source.shape[-1], T, span, segments // parts),
+    source = y.planes if y is not None and kind == "pixels" else points
+    _blend[(triton.cdiv(B, tile.rows) * triton.cdiv(N, columns), parts)](
+        *(w.weights, shares.share, source, center, center if y is None else y.exponent, partial),
+        *(B, M, N, source.shape[-1], T, span),
         KIND=kind,
-        PIXELS=pixels,
         ROWS=tile.rows,
-        COLUMNS=COLUMNS,
+        COLUMNS=columns,
         BLOCK=w.block,
+        STEP=min(w.block, 64),
         **tile.options,
         enable_fp_fusion=False,
     )
     finish(partial, shares._replace(share=None), center, y, out)
 
 
+def kind_of(y: Digits | None) -> str:
+    return "doubles" if y is None else "pixels" if len(y.planes) == 1 else "floats"
+
+
 def finish(partial: Tensor, shares: Shares, center: Tensor, y: Digits | None, out: Tensor) -> None:
     """Writes the mean (B, N) from sums (parts, B, N): each times its share, or as it stands where there are no shares."""
     parts, B, N = partial.shape
-    kind = "doubles" if y is None else "pixels" if len(y.planes) == 1 else "floats"
     _finish[(B, triton.cdiv(N, 1024))](
         *(partial, shares.share, shares.total, center, center if y is None else y.exponent, out, parts, B, N),
-        KIND=kind,
+        KIND=kind_of(y),
         SHARED=shares.share is not None,
         BLOCK=min(1024, max(32, triton.next_power_of_2(N))),
         num_warps=4,
         num_stages=2,
         enable_fp_fusion=False,
     )
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit
@@ -123,51 +114,51 @@ def _blend(
     stride,
     T,
     span,
-    segments,
     KIND: tl.constexpr,
-    PIXELS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     across = tl.cdiv(N, COLUMNS)
     i = (tl.program_id(0) // across) * ROWS + tl.arange(0, ROWS)
     n = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.minimum(i, B - 1).to(tl.int64)
     column = tl.minimum(n, N - 1)
-    jj = tl.arange(0, BLOCK)
+    k = tl.arange(0, STEP)
     DTYPE: tl.constexpr = partial.dtype.element_ty
+    c = tl.load(center + column).to(DTYPE)
     if KIND == "floats":
-        c = tl.load(center + column).to(tl.float32)
         scale = power_of_two(-tl.load(exponent)).to(tl.float32)
+    share += row * T
+    weights += row * T * BLOCK
     total = tl.zeros((ROWS, COLUMNS), DTYPE)
-    for segment in range(tl.program_id(1) * segments, tl.program_id(1) * segments + segments):
-        part = tl.zeros((ROWS, COLUMNS), DTYPE)
-        for t in range(segment * span, tl.minimum(segment * span + span, T)):
-            lot = tl.load(share + row * T + t)
-            if tl.max(tl.where(lot == lot, lot, 0.0), 0) > LEAST:
-                weight = tl.load(weights + row[:, None] * T * BLOCK + t * BLOCK + jj[None, :])
+    for t in range(tl.program_id(1) * span, tl.minimum(tl.program_id(1) * span + span, T)):
+        lot = tl.load(share + t)
+        if tl.max(tl.where(lot > 0, lot, 0.0), 0) > LEAST:
+            product = tl.zeros((ROWS, COLUMNS), DTYPE)
+            for start in tl.static_range(0, BLOCK, STEP):
+                first = t * BLOCK + start
+                weight = tl.load(weights[:, None] + (first + k)[None, :])
                 weight = tl.where((lot > 0)[:, None], weight * lot[:, None], 0.0)
-                j = tl.minimum(tl.cast(t, tl.int64) * BLOCK + jj, M - 1)
+                # beyond the last datum weights are 0: any datum will do
+                j = tl.maximum(tl.minimum(k, M - 1 - first), 0)
+                base = points + tl.minimum(first, M - 1).to(tl.int64) * stride
+                y = tl.load(base + (j[:, None] * stride + column[None, :]))
                 if KIND == "doubles":
-                    y = values(points, j[:, None], column[None, :], N, PIXELS)
-                    y -= tl.load(center + column)[None, :]
-                    part = tl.dot(weight, y, part, input_precision="ieee", out_dtype=tl.float64)
+                    product = tl.dot(weight, y - c[None, :], product, input_precision="ieee", out_dtype=tl.float64)
                 else:
                     weight *= LIFT
                     high = weight.to(tl.float16)
                     low = (weight - high.to(tl.float32)).to(tl.float16)
-                    y = tl.load(points + j[:, None] * stride + column[None, :])
-                    if KIND == "pixels":
-                        y_high = y.to(tl.float16)
-                        product = tl.dot(low, y_high)
-                    else:
+                    if KIND == "floats":
                         y = (y - c[None, :]) * scale
-                        y_high = y.to(tl.float16)
-                        product = tl.dot(low, y_high)
+                    y_high = y.to(tl.float16)
+                    product = tl.dot(low, y_high, product)
+                    if KIND == "floats":
                         product = tl.dot(high, (y - y_high.to(tl.float32)).to(tl.float16), product)
-                    part += tl.dot(high, y_high, product)
-        total += part
+                    product = tl.dot(high, y_high, product)
+            total += product
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])
 

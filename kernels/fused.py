@@ -20,7 +20,7 @@ from pfgm_fast.kernels.digits import Digits, power_of_two
 from pfgm_fast.kernels.mend import TOLERANCE
 from pfgm_fast.kernels.recompute import Sums, recompute
 from pfgm_fast.kernels.scores import of_digits
-from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, softmax
+from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, softmax, sum_of_weights
 
 WORKSPACE = 1 << 30  # bytes of partial sums at a time, but always at least ROWS rows
 ROWS = 128
@@ -86,7 +86,7 @@ def _sum(
         ROWS=tile.rows,
         COLUMNS=columns,
         BLOCK=BLOCK,
-        STEP=next(step for step in (128, 64, 32) if width % step == 0),
+        STEP=32,
         **tile.options,
         enable_fp_fusion=False,
     )
@@ -180,7 +180,7 @@ def _fused(
         lot = tl.where(high > float("-inf"), tl.exp(high - new), 0.0).to(tl.float32)
         lot = tl.where(lot <= LEAST, 0.0, lot)  # so that leaving it out changes no bit; NaN stays
         top = new
-        weight_sum = weight_sum * before + tl.sum(weight, 1) * lot
+        weight_sum = weight_sum * before + sum_of_weights(weight) * lot
         total = total * before[:, None]
         if tl.max(tl.where(lot > 0, 1, 0), 0) > 0:
             weight = tl.where((lot > 0)[:, None], weight * LIFT, 0.0)

@@ -89,43 +89,22 @@ def _product(
 
 
 @triton.jit
-def of_doubles(
-    x,
-    points,
-    center,
-    i,
-    j,
-    N,
-    depth,
-    PIXELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-):
+def of_doubles(x, points, center, i, j, N, depth, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
     """float64 (ROWS, BLOCK) of values less the centre, with |x|^2 (ROWS,) and a bound on the rounding errors (ROWS,)."""
     k = tl.arange(0, STEP)
     product = tl.zeros((ROWS, BLOCK), tl.float64)
     x_squares = tl.zeros((ROWS,), tl.float64)
     y_squares = tl.zeros((BLOCK,), tl.float64)
+    xp = x + i.to(tl.int64)[:, None] * N + k[None, :]
+    yp = points + j.to(tl.int64)[None, :] * N + k[:, None]
     for start in range(0, depth, STEP):
         inside = start + k < N
         c = tl.load(center + start + k, mask=inside, other=0.0)
-        xv = tl.load(x + i.to(tl.int64)[:, None] * N + start + k[None, :], mask=inside[None, :], other=0.0)
-        yv = values(points, j[None, :], start + k[:, None], N, PIXELS)
-        xv = tl.where(inside[None, :], xv - c[None, :], 0.0)
-        yv = tl.where(inside[:, None], yv - c[:, None], 0.0)
+        xv = tl.where(inside[None, :], tl.load(xp + start, mask=inside[None, :], other=0.0) - c[None, :], 0.0)
+        yv = tl.where(inside[:, None], tl.load(yp + start, mask=inside[:, None], other=0.0) - c[:, None], 0.0)
         product = tl.dot(xv, yv, product, input_precision="ieee", out_dtype=tl.float64)
         x_squares += tl.sum(xv * xv, 1)
         y_squares += tl.sum(yv * yv, 0)
     largest = tl.max(y_squares, 0)
-    bound = 1e-16 * (2.0 + 0.05 * tl.sqrt(tl.cast(N, tl.float64))) * (largest + 2 * tl.sqrt(x_squares * largest))
+    bound = 1.1e-16 * tl.cast(N + 2, tl.float64) * (largest + 2 * tl.sqrt(x_squares * largest))
     return y_squares[None, :] - 2 * product, x_squares, bound
-
-
-@triton.jit
-def values(points, j, k, N, PIXELS: tl.constexpr):
-    """Data in float64; pixel u stands for (2u - 255)/255."""
-    value = tl.load(points + j.to(tl.int64) * N + k, mask=k < N, other=0).to(tl.float64)
-    if PIXELS:
-        value = (2 * value - 255.0) / 255.0
-    return value

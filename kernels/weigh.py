@@ -15,6 +15,7 @@ from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
 from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles
 
+DOUBLES = tiles.Tile(32, 4, 2)  # of float64: not tuned, as sums of it would change their order
 SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
 ROUNDING = 6.0  # standard deviations of a sum of independent rounding errors that an estimate of it allows for
 
@@ -89,16 +90,14 @@ def by_doubles(
     segments: Tensor | None,
     power: float,
 ) -> Weights:
-    """Weights of the queries x (B, N) float64 over the data (M, N) of any dtype, float64."""
+    """Weights of the queries x (B, N) over the data (M, N), all float64."""
     M, N = points.shape
     out = _empty(len(x), M, 64, torch.float64, x.device)
-    tile = tiles.choose("wide.weigh", x.device, "doubles")
-    _weigh_doubles[_grid(out, tile)](
+    _weigh_doubles[_grid(out, DOUBLES)](
         *(x, points, center, scale, log_weights, segments, *out),
         *(power, len(x), M, N),
-        PIXELS=points.dtype == torch.uint8,
-        STEP=32,
-        **_options(out, tile, log_weights, segments, power),
+        STEP=16,
+        **_options(out, DOUBLES, log_weights, segments, power),
     )
     return out
 
@@ -192,7 +191,6 @@ def _weigh_doubles(
     B,
     M,
     N,
-    PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -201,7 +199,7 @@ def _weigh_doubles(
     BLOCK: tl.constexpr,
 ):
     i, j, row, column, visible, depth = _tile(segments, B, M, N, SEGMENTS, ROWS, BLOCK)
-    score, norm, slack = of_doubles(x, points, center, row, column, N, depth, PIXELS, ROWS, BLOCK, STEP)
+    score, norm, slack = of_doubles(x, points, center, row, column, N, depth, ROWS, BLOCK, STEP)
     s = tl.load(scale + row)
     excess, rho = nearest_first(score, visible, norm, 1.0, tl.float64)
     off = doubt_of(excess, rho, 1.0, 0.0, slack, s, power, GAUSSIAN, PRIOR)
@@ -284,10 +282,25 @@ def softmax(
 
 
 @triton.jit
+def sum_of_weights(weight):
+    """Sums over rows of at most 256 weights <= 1, the same in any order: each weight is split into two parts, coarse and
+    fine, whose sums have no more digits than the dtype."""
+    if weight.dtype == tl.float64:
+        coarse = 1.5 * 2.0**8
+        fine = 1.5 * 2.0**-34
+    else:
+        coarse = 1.5 * 2.0**8
+        fine = 1.5 * 2.0**-8
+    high = (weight + coarse) - coarse
+    low = ((weight - high) + fine) - fine
+    return tl.sum(high, 1) + tl.sum(low, 1)
+
+
+@triton.jit
 def _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    tiles = tl.cdiv(M, BLOCK).to(tl.int64)
+    tiles = tl.cast(tl.cdiv(M, BLOCK), tl.int64)
     place = i.to(tl.int64) * tiles + tl.program_id(0) // tl.cdiv(B, ROWS)
     tl.store(weights + i.to(tl.int64)[:, None] * tiles * BLOCK + j[None, :], weight, mask=(i < B)[:, None])
     tl.store(peak + place, top, mask=i < B)
-    tl.store(mass + place, tl.sum(weight, 1), mask=i < B)
+    tl.store(mass + place, sum_of_weights(weight), mask=i < B)
     tl.store(doubt + place, off.to(tl.float32), mask=i < B)

@@ -16,7 +16,7 @@ from pfgm_fast.kernels.digits import Digits
 from pfgm_fast.kernels.mend import mend
 from pfgm_fast.kernels.weigh import Weights
 
-WORKSPACE = 1 << 30  # bytes of weights at a time, but always at least ROWS rows
+WORKSPACE = 1 << 30  # bytes of weights and partial sums at a time, but always at least ROWS rows
 ROWS = 128
 
 
@@ -29,16 +29,37 @@ def posterior(
     power: float,
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    if x.dtype == torch.float64:
+        data = doubles(data)
     points, center = data[:2]
     y = None if x.dtype == torch.float64 else Digits(*data[2:])
     mean, log_sum = torch.empty_like(x), torch.empty_like(scale)
-    for rows in _chunks(len(x), len(points), x.element_size()):
-        part = None if segments is None else segments[rows]
-        w = weights(x[rows], scale[rows], data, log_weights, part, power)
+    for rows in _chunks(*x.shape, len(points), x.element_size()):
+        seen = None if segments is None else segments[rows]
+        w = weights(x[rows], scale[rows], data, log_weights, seen, power)
         shares = blend.share(w.peak, w.mass)
-        blend.mean(w, shares, points, center if y else _origin(data), y, mean[rows])
+        blend.mean(w, shares, points, center, y, mean[rows])
         log_sum[rows] = shares.log_sum
     return mean, log_sum
+
+
+def top_weights(
+    x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
+    (B, N), M, dtype = x.shape, len(data[0]), x.dtype
+    if len(data) == 2:  # narrow data have no digits
+        x = x.double()
+    if x.dtype == torch.float64:
+        data = doubles(data)
+    top, indices = torch.empty(B, k, dtype=dtype, device=x.device), scale.new_empty(B, k, dtype=torch.int64)
+    for rows in _chunks(B, N, M, 16):
+        w = weights(x[rows], scale[rows], data, log_weights, None, power)
+        shares = blend.share(w.peak, w.mass)
+        share = (shares.share / shares.total[:, None]).repeat_interleave(w.block, 1)
+        found = (w.weights * share)[:, :M].topk(k, 1)
+        top[rows], indices[rows] = found.values.to(dtype), found.indices
+    return top, indices
 
 
 def weights(
@@ -49,10 +70,10 @@ def weights(
     segments: Tensor | None,
     power: float,
 ) -> Weights:
-    """The weights of all pairs, right wherever they count."""
+    """The weights of all pairs, right wherever they count; for float64 x the data are those of `doubles`."""
     points, center = data[:2]
     if x.dtype == torch.float64:
-        w = weigh.by_doubles(x, points, _origin(data), scale, log_weights, segments, power)
+        w = weigh.by_doubles(x, points, center, scale, log_weights, segments, power)
     else:
         y = Digits(*data[2:])
         queries = digits.of_queries(x, y, center)
@@ -61,12 +82,14 @@ def weights(
     return w
 
 
-def _origin(data: list[Tensor]) -> Tensor:
-    """The centre in units of the data: that of pixels is in units of 1/255."""
+def doubles(data: list[Tensor]) -> list[Tensor]:
+    """The data and their centre in float64: a copy, unless that is what they are."""
     points, center = data[:2]
-    return center / 255 if points.dtype == torch.uint8 else center
+    if points.dtype == torch.uint8:
+        return [(2 * points.double() - 255) / 255, center / 255]
+    return [points.double(), center]
 
 
-def _chunks(B: int, M: int, element: int) -> Iterator[slice]:
-    rows = max(1, WORKSPACE // (M * element * ROWS)) * ROWS
+def _chunks(B: int, N: int, M: int, element: int) -> Iterator[slice]:
+    rows = max(1, WORKSPACE // ((M + blend.PARTS * N) * element * ROWS)) * ROWS
     return (slice(start, start + rows) for start in range(0, B, rows))

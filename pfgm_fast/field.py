@@ -168,7 +168,9 @@ class EmpiricalField:
             raise ValueError(f"k must be at most the {len(self)} data, got {k}")
         query, scale = self._query(x, sigma)
         if self._stream is None:
-            weights, indices = reference.top_weights(query, scale, self._data, self._log_weights, self._power, k)
+            weights, indices = operator.top_weights(
+                query, scale, self._data, self._log_weights, self._power, self.backend, k
+            )
         else:
             weights, indices = self._stream.top_weights(query, scale, self._log_weights, self._power, k)
         return weights.to(x.dtype), indices if self._order is None else self._order[indices]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfgm_fast import _checks
+from pfgm_fast import _checks, reference
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,15 @@ def posterior(
     """
     mean, log_sum = torch.ops.pfgm_fast.posterior(x, scale, data, log_weights, segments, power, backend)
     return mean, log_sum
+
+
+def top_weights(
+    x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, backend: str, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k largest weights (B, k) and whose they are; arguments as of `posterior`. In PyTorch if the backend has none."""
+    module = importlib.import_module(BACKENDS[backend].name)
+    find = getattr(module, "top_weights", reference.top_weights)
+    return find(x, scale, data, log_weights, power, k)  # type: ignore[no-any-return]
 
 
 def prepare(data: Tensor, backend: str) -> list[Tensor]:

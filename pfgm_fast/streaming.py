@@ -129,7 +129,7 @@ class HostData:
             masses, rows = _of(log_weights, part), part.stop - part.start
             _, log_sum = operator.posterior(x, scale, data, masses, None, power, self._backend)
             mixture.shares(log_sum)
-            weights, places = reference.top_weights(x, scale, data, masses, power, min(k, rows))
+            weights, places = operator.top_weights(x, scale, data, masses, power, self._backend, min(k, rows))
             logs = torch.cat([best, weights.to(scale.dtype).log() + log_sum[:, None]], 1)
             best, chosen = logs.topk(min(k, logs.shape[1]), 1)
             indices = torch.cat([indices, places + part.start], 1).gather(1, chosen)

@@ -139,7 +139,7 @@ def test_slow_calls_are_repeated_less_and_take_turns() -> None:
         "slower": call("slower", 9.0),
         "slowest": call("slowest", 11.0),
     }
-    taken = timing.interleaved(calls, lambda: now[0], budget=1.0, least=2, most=10)
+    taken = timing.interleaved(calls, timing.by_clock(lambda: now[0]), budget=1.0, least=2, most=10)
     assert {name: len(times) for name, times in taken.items()} == {"fast": 10, "slow": 3, "slower": 2, "slowest": 1}
     assert taken["slow"] == pytest.approx([0.3] * 3)
     assert order[:4] == list(calls)
@@ -156,8 +156,8 @@ def test_block_gives_rows_for_every_provider(tmp_path: Path) -> None:
         assert row.gflop_per_s == pytest.approx(4 * 5 * 60 * 3 / row.median_ms / 1e6)
         assert (row.status == "part") == (row.error_bounds is None)
         assert row.memory_mb is None
-    results.update(tmp_path / "rows.csv", rows)
-    read = results.read(tmp_path / "rows.csv")
+    results.update(tmp_path / "rows.csv", rows, Row)
+    read = results.read(tmp_path / "rows.csv", Row)
     assert [row.key for row in read] == [row.key for row in rows]
     assert read[0].median_ms == pytest.approx(rows[0].median_ms, rel=1e-3)
 
@@ -176,10 +176,10 @@ def test_row_outside_the_contract_is_wrong() -> None:
 
 def test_rows_replace_those_of_their_key(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "rows.csv"
-    results.update(path, [ROW, BASELINE])
+    results.update(path, [ROW, BASELINE], Row)
     faster, two = replace(ROW, median_ms=2.0, memory_mb=None), replace(ROW, threads=2)
-    results.update(path, [two, faster])
-    assert results.read(path) == [faster, BASELINE, two]
+    results.update(path, [two, faster], Row)
+    assert results.read(path, Row) == [faster, BASELINE, two]
     assert path.read_text().splitlines()[0] == ",".join(field.name for field in fields(Row))
     assert list(path.parent.iterdir()) == [path]
 
@@ -193,7 +193,7 @@ def test_finished_rows_survive_an_interruption(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run, "measure", measure)
     out = tmp_path / "rows.csv"
     assert run.main(["--case", "N=64", "--threads", "1", "--out", str(out)]) == 130
-    assert [row.variant for row in results.read(out)] == [pm.SPREAD]
+    assert [row.variant for row in results.read(out, Row)] == [pm.SPREAD]
     assert run.main(["--case", "no such case"]) == 2
 
 
@@ -254,23 +254,23 @@ print(json.dumps(memory.peaks(operation, "tiny", ["kept", "peak"])))
 
 
 def test_tables_stand_between_the_markers() -> None:
-    page = f"# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n"
-    files = {"a.csv": compare.by_key([ROW, BASELINE])}
-    text = table.render(page, table.summary, files)
-    assert text.startswith(f"# Title\n{table.BEGIN}\n")
-    assert text.endswith(f"{table.END}\nmore\n")
-    assert "100×" in text
-    assert "old" not in text
-    assert table.render(text, table.summary, files) == text
-    faster = {"a.csv": compare.by_key([replace(ROW, median_ms=2.0), BASELINE])}
-    assert table.render(text, table.summary, faster) != text
-    for broken in ("# Title", table.BEGIN, f"{table.END}{table.BEGIN}", page + page):
+    begin, end = "<!-- speed:begin -->", "<!-- speed:end -->"
+    page = f"# Title\n{begin}\nold\n{end}\nmore\n"
+    assert table.render(page, "speed", "100×") == f"# Title\n{begin}\n100×\n{end}\nmore\n"
+    for broken in ("# Title", begin, f"{end}{begin}", page + page):
         with pytest.raises(ValueError, match="once each"):
-            table.render(broken, table.summary, files)
+            table.render(broken, "speed", "100×")
+
+
+def test_tables_follow_the_rows(tmp_path: Path) -> None:
+    results.update(tmp_path / "a.csv", [ROW, BASELINE], Row)
+    (tmp_path / "gpu-a.csv").write_text("of other columns")
+    assert list(table.measured(tmp_path)) == ["a.csv"]
+    assert "100×" in table.full(table.measured(tmp_path)["a.csv"])
 
 
 def test_tables_say_what_the_measurements_say() -> None:
-    assert table.stale() == [], "run python -m benchmarks.table"
+    assert list(table.stale()) == [], "run python -m benchmarks.table"
 
 
 def test_machines_have_files_of_their_own() -> None:

@@ -1,0 +1,146 @@
+"""The time of our own kernels by what they do, against given ceilings: `python -m benchmarks.gpu.predict`.
+
+Counted are the products, instructions and bytes of the passes as they are written, not of an ideal algorithm. A pass
+takes at least the time of its busiest unit. Launches, caches and the repair of log weights in doubt are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from pfgm_fast.kernels import MIDDLING, NARROW
+
+from benchmarks.cells import markdown, number
+from benchmarks.gpu.ceilings import H200, Ceilings
+from benchmarks.gpu.posterior_mean import SHAPES, Shape
+
+COLUMNS = 128  # of the mean in one program of the pass "mean", which reads all weights of its rows
+DEPTH = 32  # of a product of digits: a multiple of this
+
+
+class Kind(NamedTuple):
+    """What the tensor-core kernels do for a kind of data.
+
+    Instructions were counted in the code for sm_90: those of a thread, products and their loads aside, over its pairs.
+    """
+
+    digits: int  # bytes of a number cut into digits
+    value: int  # bytes of a number
+    int8: int  # products of digits
+    fp16: int  # products of halves
+    weigh: float  # instructions for a pair: from its score to its weight, in a pass of its own
+    blend: float  # for a pair and a block of columns: from the weight to its halves, and from the data to theirs
+    fuse: float  # for a pair, where both happen in one pass
+
+
+PIXELS = Kind(digits=1, value=1, int8=3, fp16=2, weigh=114, blend=21, fuse=330)
+FLOATS = Kind(digits=4, value=4, int8=10, fp16=3, weigh=155, blend=36, fuse=360)
+
+
+class Pass(NamedTuple):
+    """What one pass over the data does: operations of products, instructions of single lanes, bytes from memory."""
+
+    name: str
+    int8: float
+    fp16: float
+    instructions: float
+    bytes: float
+
+    def bound(self, ceilings: Ceilings) -> tuple[str, float]:
+        """The unit that is busy longest, and its seconds."""
+        times = {
+            "int8 products": self.int8 / ceilings.int8,
+            "fp16 products": self.fp16 / ceilings.bf16,
+            "instructions": self.instructions / (ceilings.fp32 / 2),  # a multiply-add is two operations
+            "memory": self.bytes / ceilings.copy,
+        }
+        unit = max(times, key=lambda name: times[name])
+        return unit, times[unit] / 1e12
+
+
+def passes(shape: Shape) -> tuple[Pass, ...]:
+    if shape.N <= NARROW:
+        return _direct(shape)
+    return _fused(shape) if shape.N <= MIDDLING else _wide(shape)
+
+
+def seconds(shape: Shape, ceilings: Ceilings) -> float:
+    return sum(step.bound(ceilings)[1] for step in passes(shape))
+
+
+def _direct(shape: Shape) -> tuple[Pass, ...]:
+    """Instructions alone: a block of data is read by all queries while it lies in a cache."""
+    pairs, N = shape.B * shape.M, shape.N
+    read = shape.M * N * (PIXELS if shape.pixels else FLOATS).value
+    nearest = 2 * N + 1  # a difference and a square for each coordinate, a minimum
+    twice = shape.N + shape.D
+    if math.isinf(shape.D):
+        weight = 3  # less the reference, times a factor, exp2
+    elif twice < 128 and twice == int(twice):
+        weight = 1 + int(twice).bit_length() - 1 + int(twice).bit_count() - 1  # rsqrt, squarings, products
+    else:
+        weight = 25  # log1p as log2 with a correction, exp2
+    return (
+        Pass("reference", 0, 0, pairs * nearest, read),
+        Pass("accumulation", 0, 0, pairs * (3 * N + weight + 1), read),
+    )
+
+
+def _fused(shape: Shape) -> tuple[Pass, ...]:
+    kind = PIXELS if shape.pixels else FLOATS
+    pairs, columns = shape.B * shape.M, 1 << (shape.N - 1).bit_length()
+    return (
+        Pass(
+            name="fused",
+            int8=kind.int8 * 2 * pairs * _depth(shape.N),
+            fp16=kind.fp16 * 2 * pairs * columns,
+            instructions=pairs * kind.fuse,
+            bytes=shape.M * (kind.digits * _depth(shape.N) + kind.value * shape.N),
+        ),
+    )
+
+
+def _wide(shape: Shape) -> tuple[Pass, ...]:
+    """The weights are written once, and read once for each block of columns of the mean."""
+    kind = PIXELS if shape.pixels else FLOATS
+    pairs, blocks = shape.B * shape.M, math.ceil(shape.N / COLUMNS)
+    return (
+        Pass(
+            name="weights",
+            int8=kind.int8 * 2 * pairs * _depth(shape.N),
+            fp16=0,
+            instructions=pairs * kind.weigh,
+            bytes=shape.M * kind.digits * _depth(shape.N) + 4 * pairs,
+        ),
+        Pass(
+            name="mean",
+            int8=0,
+            fp16=kind.fp16 * 2 * pairs * blocks * COLUMNS,
+            instructions=pairs * blocks * kind.blend,
+            bytes=shape.M * shape.N * kind.value + 4 * pairs * blocks,
+        ),
+    )
+
+
+def _depth(N: int) -> int:
+    return math.ceil(N / DEPTH) * DEPTH
+
+
+def text(ceilings: Ceilings = H200) -> str:
+    """The table, and what it was computed from."""
+    lines = []
+    for shape in SHAPES:
+        found = [(step.name, *step.bound(ceilings)) for step in passes(shape)]
+        least = sum(time for _, _, time in found)
+        steps = "; ".join(f"{name} {number(1e3 * time)} ({unit})" for name, unit, time in found)
+        lines.append((shape.name, steps, number(1e3 * least), number(shape.B * shape.M / least / 1e9)))
+    assumed = (
+        f"Against {ceilings.copy:g} TB/s, {ceilings.bf16:g} TFLOP/s of bf16 and fp16 products, {ceilings.int8:g} TOP/s "
+        f"of int8 products and {ceilings.fp32 / 2:g} thousand billion instructions of single lanes a second."
+    )
+    return f"{assumed}\n\n{markdown(('case', 'passes, ms (by what)', 'all, ms', 'Gpairs/s'), lines)}"
+
+
+if __name__ == "__main__":
+    print(text())
