@@ -23,7 +23,7 @@ if __name__ != "pfgm_fast.kernels":
     )
 
 NARROW = 16  # dimensions up to which distances are taken by differences,
-MIDDLING = 256  # and up to which scores, softmax and mean are fused in one pass
+MIDDLING = 256  # and up to which scores, softmax and mean are fused in one pass, if there are no log masses
 
 
 @functools.cache
@@ -76,8 +76,9 @@ def posterior(
     x = x.contiguous()
     if data[0].shape[1] <= NARROW:
         return direct.posterior(x, scale, *data[:2], log_weights, segments, power)
-    plan = fused if data[0].shape[1] <= MIDDLING and x.dtype == torch.float32 else wide
-    return plan.posterior(x, scale, data, log_weights, segments, power)
+    if data[0].shape[1] <= MIDDLING and x.dtype == torch.float32 and log_weights is None:
+        return fused.posterior(x, scale, data, segments, power)
+    return wide.posterior(x, scale, data, log_weights, segments, power)
 
 
 def top_weights(

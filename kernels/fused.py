@@ -17,10 +17,11 @@ from torch import Tensor
 from pfgm_fast.kernels import blend, digits, tiles
 from pfgm_fast.kernels.blend import LEAST, LIFT
 from pfgm_fast.kernels.digits import Digits, power_of_two
+from pfgm_fast.kernels.log_weights import log_weight, of_ratio
 from pfgm_fast.kernels.mend import TOLERANCE
 from pfgm_fast.kernels.recompute import Sums, recompute
 from pfgm_fast.kernels.scores import of_digits
-from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, softmax, sum_of_weights
+from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, sum_of_weights
 
 WORKSPACE = 1 << 30  # bytes of partial sums at a time, but always at least ROWS rows
 ROWS = 128
@@ -33,11 +34,13 @@ def posterior(
     x: Tensor,
     scale: Tensor,
     data: list[Tensor],
-    log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
 ) -> tuple[Tensor, Tensor]:
-    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`."""
+    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`, no log masses:
+
+    those may outweigh distances, and then float32 logarithms of distances will not do.
+    """
     points, center = data[:2]
     y = Digits(*data[2:])
     mean, log_sum = torch.empty_like(x), torch.empty_like(scale)
@@ -49,8 +52,8 @@ def posterior(
     for start in range(0, len(x), rows):
         some = slice(start, start + rows)
         seen = None if segments is None else segments[some]
-        sums = _sum(x[some], scale[some], data, log_weights, seen, power, span)
-        recompute(sums, x[some], scale[some], data, log_weights, seen, power, BLOCK)
+        sums = _sum(x[some], scale[some], data, seen, power, span)
+        recompute(sums, x[some], scale[some], data, seen, power, BLOCK)
         shares = blend.share(sums.peak, sums.mass)
         blend.finish(sums.partial, shares, center, y, mean[some])
         log_sum[some] = shares.log_sum
@@ -61,7 +64,6 @@ def _sum(
     x: Tensor,
     scale: Tensor,
     data: list[Tensor],
-    log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
     span: int,
@@ -73,15 +75,13 @@ def _sum(
     parts = triton.cdiv(triton.cdiv(M, BLOCK), span)
     sums = Sums.empty(B, N, parts, triton.cdiv(M, BLOCK), x.device)
     columns = max(32, triton.next_power_of_2(N))
-    kind = f"{'floats' if planes > 1 else 'pixels'} {columns}{'' if log_weights is None else ' prior'}"
-    tile = tiles.choose("fused", x.device, kind)
+    tile = tiles.choose("fused", x.device, f"{blend.kind_of(y)} {columns}")
     _fused[(triton.cdiv(B, tile.rows), parts)](
-        *(points, center, *queries, *y, scale, log_weights, segments, *sums),
+        *(points, center, *queries, *y, scale, segments, *sums),
         *(power, *Estimate.of(N, planes), TOLERANCE[torch.float32]),
         *(B, M, N, width, span),
         PLANES=planes,
         GAUSSIAN=math.isinf(power),
-        PRIOR=log_weights is not None,
         SEGMENTS=segments is not None,
         ROWS=tile.rows,
         COLUMNS=columns,
@@ -106,14 +106,13 @@ def _fused(
     y_squares,
     y_error,
     scale,
-    log_weights,
     segments,
     partial,
     peak,
     mass,
     lowest,
     doubtful,
-    reach,
+    reaches,
     power: tl.float64,
     unit,
     left_out,
@@ -126,7 +125,6 @@ def _fused(
     span,
     PLANES: tl.constexpr,
     GAUSSIAN: tl.constexpr,
-    PRIOR: tl.constexpr,
     SEGMENTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -147,11 +145,14 @@ def _fused(
     c = tl.load(center + column).to(tl.float32)
     to_unit = power_of_two(-ey).to(tl.float32)
 
+    p = tl.cast(power, tl.float32)
+    s_low, error_low, slack_low = s.to(tl.float32), (error * rounding).to(tl.float32), slack.to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     weight_sum = tl.zeros((ROWS,), tl.float32)
-    top = tl.full((ROWS,), float("-inf"), tl.float64)
-    low = tl.full((ROWS,), float("-inf"), tl.float64)
-    in_doubt = tl.full((ROWS,), float("-inf"), tl.float64)
+    nearest = tl.full((ROWS,), float("inf"), tl.float64)
+    most_off = tl.zeros((ROWS,), tl.float32)
+    in_doubt = tl.full((ROWS,), float("-inf"), tl.float32)
+    tile = i.to(tl.int64) * tl.cdiv(M, BLOCK)
     begin = tl.program_id(1) * span * BLOCK
     end = tl.minimum(begin + span * BLOCK, M)
     if SEGMENTS:
@@ -170,20 +171,28 @@ def _fused(
             *(PLANES, False, ROWS, BLOCK, STEP),
         )
         excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
-        off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
-        weight, high = softmax(excess, rho, visible, ulp, s, log_weights, y, power, tl.float32, GAUSSIAN, PRIOR)
-        low = tl.maximum(low, high - off)
-        in_doubt = tl.maximum(in_doubt, tl.where(off > tolerance, high + off, float("-inf")))
-        tl.store(reach + i.to(tl.int64) * tl.cdiv(M, BLOCK) + start // BLOCK, (high + off).to(tl.float32), mask=i < B)
-        new = tl.maximum(top, high)
-        before = tl.where(top > float("-inf"), tl.exp(top - new), 0.0).to(tl.float32)
-        lot = tl.where(high > float("-inf"), tl.exp(high - new), 0.0).to(tl.float32)
-        lot = tl.where(lot <= LEAST, 0.0, lot)  # so that leaving it out changes no bit; NaN stays
-        top = new
-        weight_sum = weight_sum * before + sum_of_weights(weight) * lot
+        seen = tl.max(visible.to(tl.int32), 1) > 0
+        rho = tl.where(seen, rho, float("inf"))
+        closest = tl.minimum(nearest, rho)
+        per_width = 1 / (s if GAUSSIAN else closest + s)
+        log = of_ratio(
+            excess * (ulp * per_width).to(tl.float32)[:, None] + ((rho - closest) * per_width).to(tl.float32)[:, None],
+            *(p, GAUSSIAN),
+        )
+        before = of_ratio(((nearest - closest) * per_width).to(tl.float32), p, GAUSSIAN)
+        rho_low = rho.to(tl.float32)
+        reach = of_ratio(rho_low / s_low, p, GAUSSIAN)
+        weight = tl.where(visible, tl.exp(log), 0.0)
+        before = tl.where(seen, tl.exp(before), 1.0)
+        nearest = closest
+        off = doubt_of(excess, rho_low, ulp, error_low, slack_low, s_low, p, GAUSSIAN, False)
+        most_off = tl.maximum(most_off, tl.where(seen, off, 0.0))
+        in_doubt = tl.maximum(in_doubt, tl.where(seen & (off > tolerance), reach + off, float("-inf")))
+        tl.store(reaches + tile + start // BLOCK, tl.where(seen, reach + off, float("-inf")), mask=i < B)
+        weight_sum = weight_sum * before + sum_of_weights(weight)
         total = total * before[:, None]
-        if tl.max(tl.where(lot > 0, 1, 0), 0) > 0:
-            weight = tl.where((lot > 0)[:, None], weight * LIFT, 0.0)
+        if tl.max(tl.max(weight, 1), 0) > LEAST:
+            weight *= LIFT
             w_high = weight.to(tl.float16)
             w_low = (weight - w_high.to(tl.float32)).to(tl.float16)
             if PLANES == 1:
@@ -194,11 +203,12 @@ def _fused(
                 y_high = value.to(tl.float16)
                 product = tl.dot(w_low, y_high)
                 product = tl.dot(w_high, (value - y_high.to(tl.float32)).to(tl.float16), product)
-            total += tl.dot(w_high, y_high, product) * tl.where(lot > 0, lot, 0.0)[:, None]
+            total += tl.dot(w_high, y_high, product)
     place = i.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(peak + place, top + (s - s), mask=i < B)
+    peaks = tl.where(weight_sum > 0, log_weight(nearest, s, power, GAUSSIAN), float("-inf"))
+    tl.store(peak + place, peaks + (s - s), mask=i < B)
     tl.store(mass + place, weight_sum, mask=i < B)
-    tl.store(lowest + place, low, mask=i < B)
+    tl.store(lowest + place, (peaks - most_off).to(tl.float32), mask=i < B)
     tl.store(doubtful + place, in_doubt, mask=i < B)
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])

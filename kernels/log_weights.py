@@ -10,7 +10,17 @@ import triton.language as tl
 def log1p(u):
     """To two units in the last place; libdevice's does not run in the interpreter."""
     w = 1.0 + u
-    return tl.where(w == 1.0, u, tl.log(w) * (u / (w - 1.0)))
+    return tl.log(w) + tl.where(w < 2.0, u - (w - 1.0), 0.0)  # what rounding 1 + u took away
+
+
+@triton.jit
+def of_ratio(u, power, GAUSSIAN: tl.constexpr):
+    """-power log1p(u), or -u."""
+    if GAUSSIAN:
+        result = -u
+    else:
+        result = -power * log1p(u)
+    return result
 
 
 @triton.jit
@@ -19,9 +29,4 @@ def log_weight(distance, width, power, GAUSSIAN: tl.constexpr):
 
     In excess of a reference rho, the width is scale + rho, or still scale for a Gaussian.
     """
-    u = distance / width
-    if GAUSSIAN:
-        result = -u
-    else:
-        result = -power * log1p(u)
-    return result
+    return of_ratio(distance / width, power, GAUSSIAN)

@@ -20,9 +20,9 @@ class Sums(NamedTuple):
     """What the fused pass leaves of B rows, for each part of the data; a tile is the finest it looks at.
 
     partial: (parts, B, N), the weighted sums of the data, relative to peak. peak: (B, parts) float64, the largest log
-    weight of a part. mass: (B, parts), the sum of its weights. lowest: (B, parts) float64, a log weight that its largest
-    is not below. doubtful: (B, parts) float64, one that no log weight in doubt is above. reach: (B, tiles), one that none
-    of a tile's is above.
+    weight of a part. mass: (B, parts), the sum of its weights. lowest: (B, parts), a log weight that its largest is not
+    below. doubtful: (B, parts), one that no log weight in doubt is above. reach: (B, tiles), one that none of a tile's is
+    above. The last three in float32, which is off by less than the margin that they are used with.
     """
 
     partial: Tensor
@@ -34,13 +34,12 @@ class Sums(NamedTuple):
 
     @classmethod
     def empty(cls, B: int, N: int, parts: int, tiles: int, device: torch.device) -> Sums:
-        wide = {"dtype": torch.float64, "device": device}
         return cls(
             torch.empty(parts, B, N, device=device, dtype=torch.float32),
-            torch.empty(B, parts, **wide),
+            torch.empty(B, parts, device=device, dtype=torch.float64),
             torch.empty(B, parts, device=device, dtype=torch.float32),
-            torch.empty(B, parts, **wide),
-            torch.empty(B, parts, **wide),
+            torch.empty(B, parts, device=device, dtype=torch.float32),
+            torch.empty(B, parts, device=device, dtype=torch.float32),
             torch.full((B, tiles), -math.inf, device=device, dtype=torch.float32),
         )
 
@@ -50,7 +49,6 @@ def recompute(
     x: Tensor,
     scale: Tensor,
     data: list[Tensor],
-    log_weights: Tensor | None,
     segments: Tensor | None,
     power: float,
     block: int,
@@ -61,11 +59,10 @@ def recompute(
     (B, N), M = x.shape, len(points)
     parts, T = sums.peak.shape[1], sums.reach.shape[1]
     _recompute[(B,)](
-        *(*sums, x, scale, points, center, exponent, log_weights, segments),
+        *(*sums, x, scale, points, center, exponent, segments),
         *(power, PIXEL**-2 if pixels else 1.0, negligible(M), B, M, N, parts, T),
         GAUSSIAN=math.isinf(power),
         PIXELS=pixels,
-        PRIOR=log_weights is not None,
         SEGMENTS=segments is not None,
         BLOCK=block,
         SPAN=256,
@@ -89,7 +86,6 @@ def _recompute(
     points,
     center,
     exponent,
-    log_weights,
     segments,
     power: tl.float64,
     unit,
@@ -101,7 +97,6 @@ def _recompute(
     T,
     GAUSSIAN: tl.constexpr,
     PIXELS: tl.constexpr,
-    PRIOR: tl.constexpr,
     SEGMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
@@ -134,8 +129,6 @@ def _recompute(
                 seen = (j >= first) & (j < last)
                 rho = distances(x + row * N, points, j, seen, N, PIXELS, BLOCK, 8, 64)
                 log = log_weight(rho, s, power, GAUSSIAN)
-                if PRIOR:
-                    log += tl.load(log_weights + j, mask=seen, other=0.0)
                 log = tl.where(seen, log, float("-inf"))
                 new = tl.maximum(top, tl.max(log, 0))
                 weight = tl.where(seen, tl.exp(log - new), 0.0)

@@ -245,7 +245,8 @@ class EmpiricalField:
                 f"labels must be -1 or a class of the data, got {unknown}; known: {_listed(self._classes)}"
             )
         segment = torch.stack([self._bounds[place], self._bounds[place + 1]], 1) * known[:, None]
-        return torch.where((labels == -1)[:, None], segment.new_tensor([0, len(self)]), segment)
+        everything = torch.stack([torch.zeros_like(labels), torch.full_like(labels, len(self))], 1)
+        return torch.where((labels == -1)[:, None], everything, segment)
 
 
 def posterior_mean(
