@@ -23,7 +23,7 @@ if __name__ != "pfgm_fast.kernels":
     )
 
 NARROW = 16  # dimensions up to which distances are taken by differences,
-MIDDLING = 256  # and up to which scores, softmax and mean are fused in one pass, if there are no log masses
+MIDDLING = 128  # and up to which scores, softmax and mean are fused in one pass, if there are no log masses
 
 
 @functools.cache

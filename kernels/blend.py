@@ -41,8 +41,8 @@ def mean(w: Weights, shares: Shares, points: Tensor, center: Tensor, y: Digits |
     """Writes the posterior mean (B, N) of some rows. `y`: digits of the data, None to compute in float64."""
     (B, T), (M, N) = w.peak.shape, points.shape
     kind = kind_of(y)
-    tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, kind)
-    columns = 64 if kind == "doubles" else 128
+    tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, f"{kind} {w.block}")
+    columns = 32 if kind == "doubles" else 128
     span = triton.cdiv(T, PARTS)
     parts = triton.cdiv(T, span)
     partial = torch.empty(parts, B, N, dtype=w.weights.dtype, device=out.device)

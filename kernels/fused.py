@@ -1,4 +1,4 @@
-"""The operator for data of middling width, 16 < N <= 256, in one pass: scores, softmax and mean tile by tile.
+"""The operator for data of middling width, 16 < N <= 128, in one pass: scores, softmax and mean tile by tile.
 
 As in flash attention a row keeps the largest log weight so far and rescales what it summed before. No weights are
 written: B x M of them would cost more than they take to compute. Rows whose log weights may be off are computed again, by

@@ -53,8 +53,8 @@ def mend(
         SPAN=256,
         GROUP=8,
         STEP=256,
-        num_warps=4,
-        num_stages=2,
+        num_warps=8,
+        num_stages=1,
         enable_fp_fusion=False,
     )
 

@@ -67,7 +67,7 @@ def recompute(
         BLOCK=block,
         SPAN=256,
         COLUMNS=max(32, triton.next_power_of_2(N)),
-        num_warps=4,
+        num_warps=8,
         num_stages=1,
         enable_fp_fusion=False,
     )

@@ -58,24 +58,32 @@ class Tile:
 # The interpreter pays per operation, except for integer products, which NumPy multiplies without BLAS.
 DEFAULTS: dict[Key, dict[str, Tile]] = {
     ("wide.weigh", ""): {
-        "sm_80": Tile(64, 8, 3),
+        "sm_80": Tile(32, 8, 2),
         "sm_90": Tile(64, 8, 3),
         "sm_100": Tile(64, 8, 3),
         "gfx942": Tile(64, 8, 2),
         INTERPRETER: Tile(64, 1, 1),
         UNKNOWN: Tile(32, 4, 2),
     },
+    ("wide.weigh", "deep floats"): {"gfx942": Tile(64, 8, 1)},
     ("fused", ""): {
+        "sm_80": Tile(64, 8, 2),
+        "sm_90": Tile(128, 8, 2),
+        "sm_100": Tile(128, 8, 2),
+        "gfx942": Tile(64, 4, 2),
         INTERPRETER: Tile(64, 1, 1),
-        UNKNOWN: Tile(32, 4, 2),
+        UNKNOWN: Tile(32, 8, 1),
     },
+    ("fused", "floats 128"): {"sm_80": Tile(32, 8, 2), "sm_90": Tile(64, 8, 2), "sm_100": Tile(64, 8, 2)},
+    ("fused", "pixels 128"): {"sm_90": Tile(64, 8, 2), "sm_100": Tile(64, 8, 2)},
+    ("wide.blend", "pixels 64"): {"sm_100": Tile(128, 8, 2)},
     ("wide.blend", ""): {
-        "sm_80": Tile(128, 8, 3),
+        "sm_80": Tile(32, 8, 2),
         "sm_90": Tile(128, 8, 3),
-        "sm_100": Tile(128, 8, 3),
+        "sm_100": Tile(64, 8, 2),
         "gfx942": Tile(128, 8, 2),
         INTERPRETER: Tile(256, 1, 1),
-        UNKNOWN: Tile(64, 4, 2),
+        UNKNOWN: Tile(32, 8, 1),
     },
 }
 
@@ -101,8 +109,9 @@ def choose(kernel: str, device: torch.device, shape_class: str = "") -> Tile:
 
 def default(kernel: str, shape_class: str, target: str) -> Tile:
     """The tile for an untuned device."""
-    choices = DEFAULTS.get((kernel, shape_class)) or DEFAULTS[kernel, ""]
-    return choices.get(target) or choices[UNKNOWN]
+    general = DEFAULTS[kernel, ""]
+    special = DEFAULTS.get((kernel, shape_class), {})
+    return special.get(target) or general.get(target) or special.get(UNKNOWN) or general[UNKNOWN]
 
 
 def shape_class(**sizes: int) -> str:

@@ -67,9 +67,11 @@ def by_digits(
 ) -> Weights:
     """Weights of the queries x (B, N) over the data y (M, N), float32."""
     planes, M, width = y.planes.shape
-    out = _empty(len(scale), M, 128 if planes == 1 else 64, torch.float32, scale.device)
-    deep = width > CHUNK.value
-    tile = tiles.choose("wide.weigh", scale.device, "deep" if deep else "pixels" if planes == 1 else "floats")
+    pixels = planes == 1
+    deep = width > CHUNK.value * (4 if pixels else 1)  # of pixels, one product and not four is summed in each order
+    plain = pixels and not deep and log_weights is None
+    out = _empty(len(scale), M, 128 if plain else 64, torch.float32, scale.device)
+    tile = tiles.choose("wide.weigh", scale.device, f"{'deep ' if deep else ''}{'pixels' if pixels else 'floats'}")
     _weigh_digits[_grid(out, tile)](
         *(*x, *y, scale, log_weights, segments, *out),
         *(power, *Estimate.of(N, planes), len(scale), M, width),
@@ -283,17 +285,16 @@ def softmax(
 
 @triton.jit
 def sum_of_weights(weight):
-    """Sums over rows of at most 256 weights <= 1, the same in any order: each weight is split into two parts, coarse and
-    fine, whose sums have no more digits than the dtype."""
+    """Sums over rows of at most 256 weights <= 1. In float32 as integers of 2^-44, so that no order shows in the bits."""
     if weight.dtype == tl.float64:
-        coarse = 1.5 * 2.0**8
-        fine = 1.5 * 2.0**-34
+        total = tl.sum(weight, 1)
     else:
-        coarse = 1.5 * 2.0**8
-        fine = 1.5 * 2.0**-8
-    high = (weight + coarse) - coarse
-    low = ((weight - high) + fine) - fine
-    return tl.sum(high, 1) + tl.sum(low, 1)
+        scaled = weight * 4194304.0
+        high = scaled.to(tl.int32)
+        low = ((scaled - high.to(tl.float32)) * 4194304.0).to(tl.int32)
+        sums = (tl.sum(high, 1).to(tl.int64) << 22) + tl.sum(low, 1).to(tl.int64)
+        total = sums.to(tl.float32) * 2.0**-44
+    return total
 
 
 @triton.jit
