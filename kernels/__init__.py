@@ -44,11 +44,14 @@ def supports(device: torch.device) -> bool:
 
 def pack(data: Tensor, center: Tensor) -> list[Tensor]:
     """What the kernels keep beside the data (M, N): their digits, if they are wide and not float64."""
+    import torch
+
     from pfgm_fast.kernels import digits
 
     if data.shape[1] <= NARROW or data.element_size() == 8:
         return []
-    return [*(digits.of_pixels(data) if data.element_size() == 1 else digits.of_data(data, center))]
+    with torch.cuda.device_of(data):
+        return [*(digits.of_pixels(data) if data.element_size() == 1 else digits.of_data(data, center))]
 
 
 def empty_pack(data: Tensor) -> list[Tensor]:
@@ -73,21 +76,28 @@ def posterior(
 
     from pfgm_fast.kernels import direct, fused, wide
 
-    x = x.contiguous()
-    if data[0].shape[1] <= NARROW:
-        return direct.posterior(x, scale, *data[:2], log_weights, segments, power)
-    if data[0].shape[1] <= MIDDLING and x.dtype == torch.float32 and log_weights is None:
-        return fused.posterior(x, scale, data, segments, power)
-    return wide.posterior(x, scale, data, log_weights, segments, power)
+    x, N = x.contiguous(), x.shape[1]
+    with torch.cuda.device_of(x):
+        if N <= NARROW:
+            mean, log_sum = direct.posterior(x, scale, *data[:2], log_weights, segments, power)
+        elif N <= MIDDLING and x.dtype == torch.float32 and log_weights is None:
+            mean, log_sum = fused.posterior(x, scale, data, segments, power)
+        else:
+            mean, log_sum = wide.posterior(x, scale, data, log_weights, segments, power)
+    return mean, log_sum
 
 
 def top_weights(
     x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
+    import torch
+
     from pfgm_fast.kernels import wide
 
-    return wide.top_weights(x.contiguous(), scale, data, log_weights, power, k)
+    with torch.cuda.device_of(x):
+        weights, indices = wide.top_weights(x.contiguous(), scale, data, log_weights, power, k)
+    return weights, indices
 
 
 def _interpreted() -> bool:

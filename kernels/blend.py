@@ -66,7 +66,7 @@ def kind_of(y: Digits | None) -> str:
 
 
 def finish(partial: Tensor, shares: Shares, center: Tensor, y: Digits | None, out: Tensor) -> None:
-    """Writes the mean (B, N) from sums (parts, B, N): each times its share, or as it stands where there are no shares."""
+    """Writes the mean (B, N) from sums (parts, B, N): each times its share, if there are shares."""
     parts, B, N = partial.shape
     _finish[(B, triton.cdiv(N, 1024))](
         *(partial, shares.share, shares.total, center, center if y is None else y.exponent, out, parts, B, N),
@@ -182,7 +182,7 @@ def _finish(
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
     sums = tl.zeros((BLOCK,), partial.dtype.element_ty)
-    for part in range(0, parts):
+    for part in range(parts):
         term = tl.load(partial + (part * B + row) * N + n, mask=inside, other=0.0)
         if SHARED:
             term *= tl.load(share + row * parts + part)

@@ -1,8 +1,8 @@
 """The operator for data of middling width, 16 < N <= 128, in one pass: scores, softmax and mean tile by tile.
 
 As in flash attention a row keeps the largest log weight so far and rescales what it summed before. No weights are
-written: B x M of them would cost more than they take to compute. Rows whose log weights may be off are computed again, by
-differences, from the tiles that may hold weight: few, since only a narrow kernel makes small errors count.
+written: B x M of them would cost more than they take to compute. Rows whose log weights may be off are computed again,
+by differences, from the tiles that may hold weight: few, since only a narrow kernel makes small errors count.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def posterior(
     segments: Tensor | None,
     power: float,
 ) -> tuple[Tensor, Tensor]:
-    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`, no log masses:
+    """Posterior mean (B, N) and log-sum-exp (B,) float64; arguments as in `pfgm_fast.operator.posterior`, but for
 
-    those may outweigh distances, and then float32 logarithms of distances will not do.
+    log masses: they may outweigh distances, and then float32 logarithms of distances will not do.
     """
     points, center = data[:2]
     y = Digits(*data[2:])

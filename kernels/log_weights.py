@@ -16,11 +16,7 @@ def log1p(u):
 @triton.jit
 def of_ratio(u, power, GAUSSIAN: tl.constexpr):
     """-power log1p(u), or -u."""
-    if GAUSSIAN:
-        result = -u
-    else:
-        result = -power * log1p(u)
-    return result
+    return -u if GAUSSIAN else -power * log1p(u)
 
 
 @triton.jit

@@ -21,8 +21,8 @@ class Sums(NamedTuple):
 
     partial: (parts, B, N), the weighted sums of the data, relative to peak. peak: (B, parts) float64, the largest log
     weight of a part. mass: (B, parts), the sum of its weights. lowest: (B, parts), a log weight that its largest is not
-    below. doubtful: (B, parts), one that no log weight in doubt is above. reach: (B, tiles), one that none of a tile's is
-    above. The last three in float32, which is off by less than the margin that they are used with.
+    below. doubtful: (B, parts), one that no log weight in doubt is above. reach: (B, tiles), one that none of a tile's
+    is above. The last three in float32, which is off by less than the margin that they are used with.
     """
 
     partial: Tensor
@@ -127,7 +127,7 @@ def _recompute(
                 tile = tl.sum(tl.where((rank == nth) & (needed > 0), t, 0), 0)
                 j = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
                 seen = (j >= first) & (j < last)
-                rho = distances(x + row * N, points, j, seen, N, PIXELS, BLOCK, 8, 64)
+                rho = distances(x + row * N, points, j, seen, N, PIXELS, BLOCK, BLOCK, 64)
                 log = log_weight(rho, s, power, GAUSSIAN)
                 log = tl.where(seen, log, float("-inf"))
                 new = tl.maximum(top, tl.max(log, 0))

@@ -90,7 +90,7 @@ def _product(
 
 @triton.jit
 def of_doubles(x, points, center, i, j, N, depth, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """float64 (ROWS, BLOCK) of values less the centre, with |x|^2 (ROWS,) and a bound on the rounding errors (ROWS,)."""
+    """float64 (ROWS, BLOCK) of values less the centre, with |x|^2 and a bound on the rounding errors, (ROWS,)."""
     k = tl.arange(0, STEP)
     product = tl.zeros((ROWS, BLOCK), tl.float64)
     x_squares = tl.zeros((ROWS,), tl.float64)

@@ -231,10 +231,9 @@ def nearest_first(score, visible, norm, ulp, DTYPE: tl.constexpr):
     |x - y|^2 is norm + ulp score. Differences are taken before anything is rounded.
     """
     if score.dtype == tl.int64:
-        unseen = 0x7FFFFFFFFFFFFFFF
+        score = tl.where(visible, score, 0x7FFFFFFFFFFFFFFF)
     else:
-        unseen = float("inf")
-    score = tl.where(visible, score, unseen)
+        score = tl.where(visible, score, float("inf"))
     nearest = tl.min(score, 1)
     excess = tl.where(visible, score - nearest[:, None], 0).to(DTYPE)
     return excess, tl.maximum(norm + nearest.to(tl.float64) * ulp, 0.0)
@@ -242,7 +241,7 @@ def nearest_first(score, visible, norm, ulp, DTYPE: tl.constexpr):
 
 @triton.jit
 def doubt_of(excess, rho, ulp, error, slack, scale, power, GAUSSIAN: tl.constexpr, PRIOR: tl.constexpr):
-    """By how many nats the log weights of a tile may be off, where a squared distance d is by 2 error sqrt(d) + slack."""
+    """How many nats the log weights of a tile may be off, if a squared distance d is by 2 error sqrt(d) + slack."""
     if GAUSSIAN:
         far = rho + SPREAD * scale
         if PRIOR:
@@ -285,7 +284,7 @@ def softmax(
 
 @triton.jit
 def sum_of_weights(weight):
-    """Sums over rows of at most 256 weights <= 1. In float32 as integers of 2^-44, so that no order shows in the bits."""
+    """Sums over rows of at most 256 weights <= 1. In float32 as integers of 2^-44, so that no order shows in it."""
     if weight.dtype == tl.float64:
         total = tl.sum(weight, 1)
     else:

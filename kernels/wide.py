@@ -33,8 +33,9 @@ def posterior(
         data = doubles(data)
     points, center = data[:2]
     y = None if x.dtype == torch.float64 else Digits(*data[2:])
+    (B, N), M = x.shape, len(points)
     mean, log_sum = torch.empty_like(x), torch.empty_like(scale)
-    for rows in _chunks(*x.shape, len(points), x.element_size()):
+    for rows in _chunks(B, N, M, x.element_size()):
         seen = None if segments is None else segments[rows]
         w = weights(x[rows], scale[rows], data, log_weights, seen, power)
         shares = blend.share(w.peak, w.mass)

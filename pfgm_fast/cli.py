@@ -50,6 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=_seed, default=0, help="of every random number, an integer >= 0 (default: 0)")
     command.add_argument("--quick", action="store_true", help="fewer charges, samples and repeats: a first look")
     command.set_defaults(command=_demo)
+
+    about = "find the fastest tiles of the GPU kernels for data of a size, and keep them for all later processes"
+    command = commands.add_parser("tune", help=about, description=_sentence(about))
+    command.add_argument("--data", type=_size, required=True, metavar="M", help="how many data")
+    command.add_argument("--dimension", type=_size, required=True, metavar="N", help="numbers in a datum")
+    command.add_argument(
+        "--batch", type=_size, default=128, metavar="B", help="queries at a time (default: %(default)s)"
+    )
+    command.add_argument("--pixels", action="store_true", help="8-bit data (default: float32)")
+    command.add_argument("--again", action="store_true", help="search anew for what is already in the cache")
+    command.set_defaults(command=_tune)
     return parser
 
 
@@ -82,10 +93,42 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    import torch
+
+    from pfgm_fast import EmpiricalField, operator
+
+    device = torch.device("cuda")
+    why = operator.BACKENDS["triton"].refuses(device)
+    if why is not None or not torch.cuda.is_available():
+        return _fail(f"no GPU to tune for: {why or 'PyTorch sees none'}", "tune")
+    from pfgm_fast.kernels import tiles, tune
+
+    shape = options.data, options.dimension
+    data = (
+        torch.randint(256, shape, device=device, dtype=torch.uint8)
+        if options.pixels
+        else torch.randn(shape, device=device)
+    )
+    field = EmpiricalField(data, 128.0, backend="triton")
+    x = torch.randn(options.batch, options.dimension, device=device)
+    found = tune.tune([lambda: field(x, 1.0)], device, again=options.again)
+    for (kernel, shape_class), tile in found.items():
+        print(f"{kernel} {shape_class}: {tile}")
+    print(f"kept in {tiles.cache_file()}" if found else "the kernels for data of this size have nothing to tune")
+    return 0
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)  # in order with the progress bars
 
 
-def _fail(why: str) -> int:
-    print(f"pfgm-fast demo: error: {why}", file=sys.stderr)
+def _fail(why: str, command: str = "demo") -> int:
+    print(f"pfgm-fast {command}: error: {why}", file=sys.stderr)
     return 1

@@ -24,7 +24,7 @@ from pfgm_fast import _checks, reference
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation of the operator: a module with unavailable(), supports(device), pack(data, center), empty_pack(data), posterior.
+    """An implementation of the operator: a module with unavailable, supports, pack, empty_pack and posterior.
 
     "auto" takes it for tensors on a device of the types `chosen_on`, or of any type if that is empty.
     """
@@ -97,10 +97,11 @@ def posterior(
 def top_weights(
     x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, backend: str, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The k largest weights (B, k) and whose they are; arguments as of `posterior`. In PyTorch if the backend has none."""
+    """The k largest weights (B, k) and their data; arguments as of `posterior`. By PyTorch if a backend has none."""
     module = importlib.import_module(BACKENDS[backend].name)
     find = getattr(module, "top_weights", reference.top_weights)
-    return find(x, scale, data, log_weights, power, k)  # type: ignore[no-any-return]
+    found: tuple[Tensor, Tensor] = find(x, scale, data, log_weights, power, k)
+    return found
 
 
 def prepare(data: Tensor, backend: str) -> list[Tensor]:

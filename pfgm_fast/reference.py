@@ -1,8 +1,8 @@
 """The operator in plain PyTorch: the readable truth, on every device and in every dtype.
 
-Log weights come from one matrix product on centred data. Its rounding error in a squared distance, divided by the width
-of the kernel, is the error of a log weight: harmless at large sigma, ruinous between near-duplicates at small sigma. So
-the pairs that matter, and only those, get their distance again by differences.
+Log weights come from one matrix product on centred data, in float64. Its rounding error in a squared distance, divided
+by the width of the kernel, is the error of a log weight: harmless at large sigma, ruinous between near-duplicates at
+small sigma. So the pairs that matter, and only those, get their distance again by differences.
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def logits(
     """Log weights of every pair, accurate to about `TOLERANCE` wherever a weight is not negligible."""
     points, center = data[:2]
     unit = pixel_unit(points)
-    x, scale = x * unit, scale[:, None] * unit**2
-    a = x - center.to(x.dtype)
-    shifted = x.new_empty(len(x), len(points))  # |y|^2 - 2 x.y: the squared distance less |x|^2
-    largest = x.new_zeros(())
-    for cols, y in blocks(points, center, x.dtype):
+    scale = scale[:, None] * unit**2
+    a = x.to(scale.dtype) * unit - center
+    shifted = a.new_empty(len(x), len(points))  # |y|^2 - 2 x.y: the squared distance less |x|^2
+    largest = a.new_zeros(())
+    for cols, y in blocks(points, center, a.dtype):
         norms = squared_norm(y)
         shifted[:, cols] = torch.addmm(norms, a, y.T, alpha=-2)
         largest = torch.maximum(largest, norms.max())
@@ -159,18 +159,18 @@ def logits(
         outside = (column < segments[:, :1]) | (column >= segments[:, 1:])
         prior = torch.where(outside, -math.inf, prior)
 
-    norm = squared_norm(a.to(scale.dtype))[:, None]
-    error = product_error(norm, largest, x.dtype, x.shape[1])
-    near = shifted.min(1, keepdim=True).values
-    rho, delta = (near.to(scale.dtype) + norm).clamp_min(0), shifted - near
+    norm = squared_norm(a)[:, None]
+    error = product_error(norm, largest, x.shape[1])
+    near = torch.where(prior > -math.inf, shifted, math.inf).amin(1, keepdim=True)
+    rho, delta = (near + norm).clamp_min(0), (shifted - near).to(x.dtype)
     pairs = _delicate(delta + rho, scale, error, prior, power, x.dtype).nonzero(as_tuple=True)
     if len(pairs[0]):
-        exact = _distances(x, points, pairs, scale.dtype)
+        exact = _distances(x.to(a.dtype) * unit, points, pairs)
         closest = torch.full_like(rho[:, 0], math.inf).scatter_reduce(0, pairs[0], exact, "amin")[:, None]
         rho = torch.where(closest.isfinite(), closest, rho)
-        delta = torch.where(closest.isfinite(), (shifted.to(scale.dtype) + norm - rho).to(x.dtype), delta)
+        delta = torch.where(closest.isfinite(), (shifted + norm - rho).to(x.dtype), delta)
         delta[pairs] = (exact - rho[pairs[0], 0]).to(x.dtype)
-        delta = torch.where(prior > -math.inf, delta, 0.0)  # a pair outside may be nearer than the nearest within
+    delta = torch.where(prior > -math.inf, delta, 0.0)  # a pair outside may be nearer than the nearest within
     if math.isinf(power):
         kernel, offset = -delta / scale.to(x.dtype), -rho / scale
     else:
@@ -184,10 +184,12 @@ def logits(
     return Logits((log - top).to(x.dtype), (offset + top)[:, 0])
 
 
-def product_error(norm: Tensor, largest: Tensor, dtype: torch.dtype, N: int) -> Tensor:
-    """Bound on the rounding error of a squared distance that was formed by a matrix product."""
-    growth = 2 + 0.05 * math.sqrt(N)  # partial sums of a dot product; measured on correlated images, with a margin
-    return torch.finfo(dtype).eps / 2 * growth * (largest + 2 * (norm * largest).sqrt())
+def product_error(norm: Tensor, largest: Tensor, N: int) -> Tensor:
+    """Bound on the rounding error of a squared distance that was formed by a matrix product, whatever its order.
+
+    Roundings do not cancel where all terms are alike, as in an image of one colour, so none of them is counted on to.
+    """
+    return torch.finfo(norm.dtype).eps / 2 * (N + 2) * (largest + 2 * (norm * largest).sqrt())
 
 
 def curvature(rho: Tensor, scale: Tensor, power: float) -> Tensor:
@@ -210,24 +212,28 @@ def _delicate(
     return contends & (error * curvature(closest, scale, power) / 2 > TOLERANCE[dtype])
 
 
-def _distances(x: Tensor, data: Tensor, pairs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    """Squared distance of each pair (row, column) by differences in `dtype`, in the units of `blocks`."""
+def _distances(x: Tensor, data: Tensor, pairs: tuple[Tensor, ...]) -> Tensor:
+    """Squared distance of each pair (row, column) by differences, in the units of `blocks`."""
     step = max(1, PAIRS // max(1, x.shape[1]))
-    parts = [
-        squared_norm(x[i].to(dtype) - raw(data[j], dtype)) for i, j in zip(*(p.split(step) for p in pairs), strict=True)
-    ]
+    parts = [squared_norm(x[i] - raw(data[j], x.dtype)) for i, j in zip(*(p.split(step) for p in pairs), strict=True)]
     return torch.cat(parts)
 
 
 def average(weights: Tensor, data: Tensor, center: Tensor) -> Tensor:
     """Mean of the data under weights (b, M) of any sum, in data units.
 
-    In float64, block by block: one large weight beside many small ones loses digits at each addition.
+    In float64: one large weight beside many small ones loses digits at each addition. Where the weights are float64
+    themselves, the small ones are summed apart.
     """
-    wide, total = center.dtype, center.new_zeros(len(weights), data.shape[1])
+    wide, parts = center.dtype, [weights]
+    if weights.dtype == wide:
+        large = weights > 1e-6 * weights.amax(1, keepdim=True)
+        parts = [torch.where(large, 0.0, weights), torch.where(large, weights, 0.0)]
+    sums = [center.new_zeros(len(weights), data.shape[1]) for _ in parts]
     for cols, y in blocks(data, center, weights.dtype):
-        total.addmm_(weights[:, cols].to(wide), y.to(wide))
-    mean = total / weights.sum(1, keepdim=True, dtype=wide) + center
+        for total, part in zip(sums, parts, strict=True):
+            total.addmm_(part[:, cols].to(wide), y.to(wide))
+    mean = sum(sums) / sum(part.sum(1, keepdim=True, dtype=wide) for part in parts) + center
     return (mean / pixel_unit(data)).to(weights.dtype)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
-from pfgm_fast import operator  # noqa: E402 (it must not come before the line above)
+from pfgm_fast import operator
 
 CPU_BACKENDS = ("torch", "native")
 

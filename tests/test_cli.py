@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pfgm_fast import __version__, cli, demo, info
 
@@ -127,3 +128,15 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
     assert process.returncode == cli.INTERRUPTED
     assert err.endswith("interrupted\n")
     assert "Traceback" not in err
+
+
+def test_tuning_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["tune", "--data", "100", "--dimension", "64"]) == 1
+    assert "no GPU to tune for" in capsys.readouterr().err
+
+
+def test_tuning_needs_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["tune", "--data", "0", "--dimension", "64"])
+    assert "must be an integer >= 1, got '0'" in capsys.readouterr().err

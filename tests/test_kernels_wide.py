@@ -1,4 +1,4 @@
-"""The Triton kernels for N > 16, interpreted: hard cases against the oracle, and bits that depend on nothing but the row."""
+"""The Triton kernels for N > 16, interpreted: hard cases against the oracle, and bits that depend on the row alone."""
 
 from __future__ import annotations
 
@@ -19,23 +19,36 @@ import pfgm_fast as pf
 pytestmark = pytest.mark.usefixtures("poison", "interpreted")
 
 # of every kind of case, those that take another way through the kernels; a GPU is held to all of them (test_gpu.py)
-NAMES = """
-mixture-N17-D1 mixture-N64-D1e+06 mixture-N100-Dinf mixture-N784-D2 mixture-N3072-D128 mixture-N12288-Dinf
-near_duplicates-N64-Dinf near_duplicates-N784-D1 near_duplicates-N3072-Dinf duplicates-N64-D1 duplicates-N784-Dinf
-on_data-N64-Dinf on_data-N3072-D1 midpoints-N64-D1 midpoints-N784-Dinf offset-N64-D128 offset-N784-D1 outlier-N64-D1
-outlier-N784-Dinf clusters-N64-D1 clusters-N784-Dinf far-N64-D1 off_scale-N64-Dinf off_scale-N784-D1 tiny-N64-Dinf
-huge-N784-D1 approaching-N784-Dinf one_datum-N64-D1 one_datum-N784-Dinf two_data-N784-D1 one_query-N64-Dinf
-many_queries-N64-D1 loud-N784-D1 quiet-N64-Dinf pixels-N17-D1 pixels-N64-Dinf pixels-N784-D128 pixels-N3072-D1
-weighted-N64-Dinf weighted-N784-D1 light_neighbours-N64-D128 classes-N64-Dinf classes-N784-D1
-double_data-N64-D1 double_data-N784-Dinf double_queries-N784-D1
-""".split()
+NAMES = (
+    "mixture-N17-D1",
+    "mixture-N100-Dinf",
+    "mixture-N3072-D128",
+    "near_duplicates-N64-Dinf",
+    "near_duplicates-N784-D1",
+    "on_data-N64-Dinf",
+    "midpoints-N784-Dinf",
+    "offset-N64-D128",
+    "outlier-N784-Dinf",
+    "clusters-N64-D1",
+    "far-N64-D1",
+    "huge-N784-D1",
+    "one_datum-N64-D1",
+    "one_query-N64-Dinf",
+    "many_queries-N64-D1",
+    "loud-N784-D1",
+    "pixels-N17-D1",
+    "pixels-N784-D128",
+    "weighted-N64-Dinf",
+    "classes-N64-Dinf",
+    "classes-N784-D1",
+    "double_data-N64-D1",
+    "double_queries-N784-D1",
+)
 
 
 def evaluate(case: Case) -> tuple[Tensor, Tensor]:
     """Posterior mean, and log density or, with labels, which have none, zeros."""
-    field = pf.EmpiricalField(
-        case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend="triton"
-    )
+    field = pf.EmpiricalField(case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend="triton")
     mean = field(case.x, case.sigma, labels=case.row_labels)
     return mean, torch.zeros(len(mean)) if case.row_labels is not None else field.log_density(case.x, case.sigma)
 
@@ -50,7 +63,7 @@ def test_within_the_promised_bounds(name: str) -> None:
         oracle.check_log_density(log_density, truth, eps)
 
 
-@pytest.mark.parametrize("name", ["mixture-N2-D1", "near_duplicates-N64-Dinf", "pixels-N784-D1", "weighted-N64-D1"])
+@pytest.mark.parametrize("name", ["mixture-N2-D1", "pixels-N784-D1"])
 def test_the_largest_weights(name: str) -> None:
     case, truth = cases.make(name), cases.truth(name)
     field = pf.EmpiricalField(case.data, case.D, log_weights=case.log_weights, backend="triton")
@@ -62,7 +75,7 @@ def test_the_largest_weights(name: str) -> None:
 def crowd(kind: str, N: int, D: float) -> Case:
     """Queries from quiet to loud over data that span several tiles and parts."""
     source = cases.Source(f"kernels-{kind}-{N}", N, D)
-    source.B, source.M = 37, 1201 if N == 64 else 301
+    source.B, source.M = 19, 601 if N == 64 else 301
     case = cases.near_duplicates(source) if kind == "floats" else cases.mixture(source)
     if kind == "pixels":
         return Case(case.x, case.sigma, (case.data * 60 + 128).clamp(0, 255).to(torch.uint8), D)
@@ -80,9 +93,9 @@ def part(case: Case, rows: Tensor) -> Case:
 def test_any_batch(kind: str, N: int, D: float) -> None:
     """Alone, a few, and in another order."""
     case = crowd(kind, N, D)
-    whole, order = evaluate(case), torch.randperm(37, generator=torch.Generator().manual_seed(N))
+    whole, order = evaluate(case), torch.randperm(19, generator=torch.Generator().manual_seed(N))
     assert all(bool(t.isfinite().all()) for t in whole)
-    for rows in (order, order[:9], order[:1]):
+    for rows in (order[:9], order[:1]):
         for got, expected in zip(evaluate(part(case, rows)), whole, strict=True):
             assert torch.equal(got, expected[rows])
 
@@ -97,7 +110,7 @@ def tiles_of(rows: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("kind", "N", "D"), PLANS)
 def test_any_tile(kind: str, N: int, D: float) -> None:
-    """What may be tuned changes no bit. (That compiled kernels sum in the same order is tested in test_kernels_compiled.)"""
+    """What may be tuned changes no bit; of the order of sums on a GPU, test_kernels_compiled.py."""
     case = crowd(kind, N, D)
     whole = evaluate(case)
     with tiles_of(16):
@@ -106,12 +119,12 @@ def test_any_tile(kind: str, N: int, D: float) -> None:
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("N", [64, 300])
+@pytest.mark.parametrize("N", [20, 300])
 def test_rows_are_taken_in_chunks(N: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from pfgm_fast.kernels import fused, wide
 
     source = cases.Source("chunks", 64, 128.0)
-    source.N, source.B, source.M = N, 150, 40
+    source.N, source.B, source.M = N, 140, 40
     case = cases.mixture(source)
     whole = evaluate(case)
     for plan in (fused, wide):
@@ -123,7 +136,9 @@ def test_rows_are_taken_in_chunks(N: int, monkeypatch: pytest.MonkeyPatch) -> No
 def test_digits_are_the_rounded_values() -> None:
     from pfgm_fast.kernels import digits
 
-    rows = torch.randn(5, 100, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1e-6], [1], [3], [50], [1e9]])
+    rows = torch.randn(5, 100, generator=torch.Generator().manual_seed(1)) * torch.tensor(
+        [[1e-6], [1], [3], [50], [1e9]]
+    )
     center = torch.full((100,), 0.25, dtype=torch.float64)
     shared = digits.of_data(rows[1:3], center)
     for cut, values in ((digits.of_queries(rows, shared, center), rows), (shared, rows[1:3])):

@@ -35,7 +35,6 @@ def plan(request: pytest.FixtureRequest) -> Plan:
     return request.param  # type: ignore[no-any-return]
 
 
-
 def arguments(plan: Plan, kind: str = "plain") -> tuple[Any, ...]:
     """Arguments of torch.ops.pfgm_fast.posterior: x, scale, data, log_weights, segments, power, backend."""
     N = plan.N

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pfgm_fast.kernels import MIDDLING, NARROW
-
 from benchmarks.cells import markdown, number
 from benchmarks.gpu.ceilings import H200, Ceilings
 from benchmarks.gpu.posterior_mean import SHAPES, Shape
+from pfgm_fast.kernels import MIDDLING, NARROW
 
 COLUMNS = 128  # of the mean in one program of the pass "mean", which reads all weights of its rows
 DEPTH = 32  # of a product of digits: a multiple of this
