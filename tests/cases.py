@@ -82,6 +82,12 @@ class Source:
         stretch = np.ones(self.B) if math.isinf(self.D) else np.sqrt(self.D / self.rng.chisquare(self.D, self.B))
         return chosen + (sigma * stretch)[:, None] * self.rng.standard_normal(chosen.shape)
 
+    def faint(self, y: Rows, sigma: Rows) -> Rows:
+        """Data perturbed by all of the noise, by next to none, or by none, so that the terms of a sum may be equal."""
+        share = np.resize([0.0, 1.0, 1e-4, 0.0], (self.B, 1))
+        chosen = y[self.rng.integers(0, len(y), self.B)]
+        return chosen + share * sigma[:, None] * self.rng.standard_normal(chosen.shape)
+
     def case(self, x: Rows, sigma: Rows, y: Rows, dtype: torch.dtype = torch.float32) -> Case:
         return Case(_tensor(x, dtype), _tensor(sigma, dtype), _tensor(y, dtype), self.D)
 
@@ -228,6 +234,34 @@ def pixels(s: Source) -> Case:
     return replace(s.case(s.noisy(y, sigma), sigma, y), data=torch.from_numpy(u))
 
 
+def flat(s: Source) -> Case:
+    """Images of one grey level each, some of which differ in one pixel: all terms of a product round the same way."""
+    s.B = 48
+    y, sigma = s.rng.integers(0, 256, (6, 1))[s.rng.integers(0, 6, s.M)] / 127.5 - np.ones(s.N), s.levels()
+    y[np.arange(0, s.M, 4), s.rng.integers(0, s.N, len(y[::4]))] += 1 / 127.5
+    return s.case(s.faint(y, sigma), sigma, y)
+
+
+def shades(s: Source) -> Case:
+    """Flat images of any grey level, so close to one another that neighbours contend."""
+    s.B = 48
+    y, sigma = s.rng.uniform(-1, 1, (s.M, 1)) * np.ones(s.N), s.levels(0.002, 0.1)
+    return s.case(s.faint(y, sigma), sigma, y)
+
+
+def two_tone(s: Source) -> Case:
+    """Images that are black or white but for a strip of texture."""
+    y, sigma = s.rng.choice([-1.0, 1.0], (s.M, 1)) * np.ones(s.N), s.levels()
+    y[:, : s.N // 8] = s.rng.uniform(-1, 1, (s.M, s.N // 8))
+    return s.case(s.faint(y, sigma), sigma, y)
+
+
+def one_hot(s: Source) -> Case:
+    """Unit vectors: all equally far from each other, with equal weights that are added up."""
+    y, sigma = np.eye(s.N)[s.rng.integers(0, s.N, s.M)], s.levels()
+    return s.case(s.faint(y, sigma), sigma, y)
+
+
 def weighted(s: Source) -> Case:
     """Log masses over two hundred nats."""
     return replace(mixture(s), log_weights=_tensor(s.rng.uniform(-200, 0, s.M)))
@@ -285,6 +319,10 @@ GRID: tuple[tuple[Kind, tuple[int, ...], tuple[float, ...]], ...] = (
     (loud, SHAPES, ENDS),
     (quiet, SHAPES, ENDS),
     (pixels, (1, 16, 17, 64, 784, 3072), ENDS),
+    (flat, (64, 784, 3072), ENDS),
+    (shades, (64, 784, 3072), ENDS),
+    (two_tone, (64, 784, 3072), ENDS),
+    (one_hot, (64, 784, 3072), ENDS),
     (weighted, SHAPES, ENDS),
     (light_neighbours, (2, 64), ENDS),
     (classes, SHAPES, (1, math.inf)),

@@ -25,6 +25,7 @@ struct Types<float> {
   typedef PFGM_VECTOR(int32_t, BYTES) ivec;
   typedef PFGM_VECTOR(uint32_t, BYTES) bits;
   typedef PFGM_LOOSE(float, BYTES) loose;
+  typedef PFGM_VECTOR(double, 2 * BYTES) wide;
   typedef uint32_t integer;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float half_epsilon = 0x1p-24f, magic = 0x1.8p23f, huge = 3e38f, safe = 1e30f, least_exponent = -125.5f;
@@ -37,6 +38,7 @@ struct Types<double> {
   typedef PFGM_VECTOR(int64_t, BYTES) ivec;
   typedef PFGM_VECTOR(uint64_t, BYTES) bits;
   typedef PFGM_LOOSE(double, BYTES) loose;
+  typedef vec wide;
   typedef uint64_t integer;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double half_epsilon = 0x1p-53, magic = 0x1.8p52, huge = 1e308, safe = 1e280, least_exponent = -1021.5;

@@ -24,21 +24,23 @@ struct Softmax {
   alignas(64) T reference[QW<T>];  // score that the sums are relative to
   alignas(64) T rate[QW<T>];       // 1 / (reference + norm + scale), or log2(e) / scale
   alignas(64) T level[QW<T>];      // with log masses: log2 of the weight that the sums are relative to
-  alignas(64) T total[QW<T>];      // sum of weights
   alignas(64) T band[QW<T>], care[QW<T>], low[QW<T>], high[QW<T>];
   alignas(64) T constant[QW<T>];  // norm + scale
   alignas(64) T slack[QW<T>];     // twice the error of a product
   alignas(64) T reach[QW<T>];     // width of the band: absolute, or relative to reference + constant
+  double error[QW<T>];            // of a product, relative to |y|^2 + 2 |x||y|
+  alignas(64) double total[QW<T>];  // sum of weights
   double distance[QW<T>];         // squared distance that the sums are relative to: reference + norm, without its rounding
   double handed[QW<T>], log[QW<T>];  // that distance at the last handing over, and its log weight
   double largest;                 // squared norm of data so far
+  bool lost[QW<T>];               // an error was seen to be larger than was thought possible
 };
 
 template <class T>
 struct Shape {
   T power;
   int twice_power;
-  double error;  // of a product, relative to |y|^2 + 2 |x||y|; of a difference, relative to itself
+  double error;  // of a difference, relative to itself
   bool products;
 };
 
@@ -63,13 +65,15 @@ template <Kernel kernel, class T> PFGM_INLINE Vec<T> weight(Vec<T> beyond, Vec<T
   return exp2_of<T>(log2_weight<kernel, T>(beyond, rate, shape.power));
 }
 
-// Up to which score an error of a lane's scores may matter: the error of the log weight times the weight, against TOLERANCE.
+// Up to which score an error of a lane's scores may matter: the error of the log weight times the weight of all data there, against
+// TOLERANCE.
 template <class T> T careful(const Softmax<T>& st, const Sweep<T>& sweep, const Tile<T>& tile, int q) {
   const double scale = tile.scale[q], error = st.slack[q] / 2, lowest = st.lowest[q];
   if (tile.exact[q] || error == 0) return INFINITY;
   const double nearest = std::fmax(lowest + tile.norm[q] - error, 0);
   const double worst = error * (std::isinf(sweep.power) ? 1 / scale : sweep.power / (scale + nearest)) / TOLERANCE;
-  const double nats = std::log(std::fmax(worst, 1)) + sweep.log_weight_range;
+  const double count = double(sweep.end - sweep.begin);  // the errors of equal data add up
+  const double nats = std::log(std::fmax(worst * count, 1)) + sweep.log_weight_range;
   return T(lowest + 2 * error + (std::isinf(sweep.power) ? nats * scale : (nearest + 3 * error + scale) * std::expm1(nats / sweep.power)));
 }
 
@@ -79,7 +83,7 @@ template <class T> void set_precision(Softmax<T>& st, const Sweep<T>& sweep, con
     const double norm = tile.norm[q], scale = tile.scale[q];
     st.slack[q] = 0, st.low[q] = -INFINITY, st.high[q] = INFINITY;
     if (shape.products) {
-      const double error = shape.error * (st.largest + 2 * std::sqrt(norm * st.largest));
+      const double error = st.error[q] * (st.largest + 2 * std::sqrt(norm * st.largest));
       const double critical = std::isinf(sweep.power) ? (error > TOLERANCE * scale ? INFINITY : -INFINITY)
                                                       : sweep.power * error / TOLERANCE - scale;
       if (critical > 0) st.low[q] = T(critical - norm + error);
@@ -100,6 +104,7 @@ template <class T> void start(Softmax<T>& st, const Sweep<T>& sweep, const Tile<
     const bool idle = !tile.accumulator[q].sum;
     st.lowest[q] = st.reference[q] = Types<T>::huge;
     st.distance[q] = 0;
+    st.lost[q] = false;
     st.handed[q] = NAN;
     st.level[q] = -Types<T>::huge;
     st.total[q] = 0;
@@ -117,6 +122,11 @@ template <class T>
 struct Frame {
   Vec<T> reference, cut;
 };
+
+// Adds weights to the totals of a group of lanes.
+template <class T> PFGM_INLINE void add_total(Softmax<T>& st, int at, Vec<T> w) {
+  for (int q = 0; q < Types<T>::W; ++q) st.total[at + q] += w[q];
+}
 
 template <class T> constexpr unsigned ALL = (1u << Types<T>::W) - 1;
 
@@ -174,7 +184,7 @@ PFGM_INLINE bool raise_level(Softmax<T>& st, int at, const T* scores, int64_t n,
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> beyond = load(scores + j * QW<T>) - frame.reference;
     if (!at_most(beyond, frame.cut)) continue;
-    const Vec<T> y = masses[j] + log2_weight<kernel, T>(beyond, rate, power);
+    const Vec<T> y = masses[j] + log2_weight<kernel, T>(greatest(beyond, Vec<T>{}), rate, power);
     level = greatest(level, beyond <= frame.cut ? y : broadcast(-Types<T>::huge));
   }
   store(st.level + at, level);

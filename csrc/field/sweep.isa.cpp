@@ -8,10 +8,10 @@ namespace {
 using pfgm::Element;
 
 constexpr int NARROW = 16;         // largest N that is held in registers
-constexpr int64_t HAND_OVER_NARROW = 16, HAND_OVER_WIDE = 48;  // blocks after which sums go from T to double
+constexpr int64_t HAND_OVER_NARROW = 2048, HAND_OVER_WIDE = 512;  // rows after which sums go from T to double
 constexpr int64_t SHORT_SUM = 16;  // small weights beside a large one round at each addition: they are summed apart first
 constexpr int64_t NARROW_ROWS = 128;
-constexpr int LONG_SUM = 64;  // rows in one running sum of a wide block
+constexpr int LONG_SUM = 16;  // rows in one running sum of a wide block
 constexpr int64_t BLOCK_BYTES = int64_t(640) << 10;
 
 int64_t narrow_size(int64_t N) { return N <= 4 ? N : N <= 8 ? 8 : NARROW; }
@@ -94,12 +94,17 @@ template <class T> bool list_delicate(Run<T>& run, const Softmax<T>& st, int at,
   return any;
 }
 
+// The scores up to the band; the one at the reference is among them even if an error was larger than was thought possible.
+template <class T> PFGM_INLINE Frame<T> frame_of(const Softmax<T>& st, int at) {
+  const Vec<T> reference = load(st.reference + at);
+  return {reference, greatest(load(st.band + at) - reference, least(load(st.reach + at), Vec<T>{}))};
+}
+
 // Puts exact scores in the place of the delicate ones: all scores of the group become relative to the lane's reference.
 template <bool masses, class T>
 Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T>& factor) {
   const Sweep<T>& sweep = run.sweep;
   Workspace<T>& ws = run.ws;
-  Frame<T> frame{Vec<T>{}, Vec<T>{}};
   unsigned outside = 0;
   for (int q = 0; q < Types<T>::W; ++q) {
     if (!ws.listed[q]) continue;
@@ -112,16 +117,18 @@ Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, 
     for (int64_t k = 0; k < sweep.N; ++k) ws.query[k] = tile.x[at + q][k] * sweep.unit;
     double nearest = INFINITY;
     for (int i = 0; i < ws.listed[q]; ++i) {
-      const double distance = exact_distance(sweep, ws.query, first + ws.list[q * run.rows + i]);
+      const int64_t j = ws.list[q * run.rows + i];
+      const double distance = exact_distance(sweep, ws.query, first + j);
+      st.lost[at + q] |= run.shape.products && !(std::fabs(distance - tile.norm[at + q] - ws.scores[j * QW<T> + at + q]) <= st.slack[at + q]);
       ws.distance[q * run.rows + i] = distance;
       nearest = distance < nearest ? distance : nearest;
     }
     if (!(st.reference[at + q] < Types<T>::huge) || nearest < st.distance[at + q])
       factor[q] *= settle_exactly<masses>(st, sweep, tile, at + q, nearest);
   }
-  const Vec<T> reference = load(st.reference + at);
-  frame.cut = load(st.band + at) - reference;
-  for (int64_t j = 0; j < n; ++j) store(ws.scores + j * QW<T> + at, load(ws.scores + j * QW<T> + at) - reference);
+  Frame<T> frame = frame_of(st, at);
+  for (int64_t j = 0; j < n; ++j) store(ws.scores + j * QW<T> + at, load(ws.scores + j * QW<T> + at) - frame.reference);
+  frame.reference = Vec<T>{};
   for (int q = 0; q < Types<T>::W; ++q)
     for (int i = 0; i < ws.listed[q]; ++i)
       ws.scores[ws.list[q * run.rows + i] * QW<T> + at + q] = T(ws.distance[q * run.rows + i] - st.distance[at + q]);
@@ -135,23 +142,19 @@ Frame<T> take_exactly(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, 
 template <Kernel kernel, bool masses, bool all, class T, class Add, class Pause>
 PFGM_INLINE void weigh(Run<T>& run, Softmax<T>& st, int at, int64_t n, const Frame<T>& frame, Add add, Pause pause) {
   const Vec<T> rate = load(st.rate + at), level = load(st.level + at);
-  Vec<T> total{};
   for (int64_t j = 0; j < n;) {
-    Vec<T> some{};
     for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
       const Vec<T> beyond = load(run.ws.scores + j * QW<T> + at) - frame.reference;
       if (!all && !at_most(beyond, frame.cut)) continue;
+      const Vec<T> safe = all ? beyond : greatest(beyond, Vec<T>{});  // a score too low by its error weighs no more than the nearest
       Vec<T> w;
-      if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(beyond, rate, run.shape.power) - level);
-      else w = weight<kernel, T>(beyond, rate, run.shape);
+      if constexpr (masses) w = exp2_of<T>(run.ws.masses[j] + log2_weight<kernel, T>(safe, rate, run.shape.power) - level);
+      else w = weight<kernel, T>(safe, rate, run.shape);
       if (!all) w = beyond <= frame.cut ? w : Vec<T>{};
-      some += w;
       add(j, w);
     }
-    total += some;
     pause();
   }
-  store(st.total + at, load(st.total + at) + total);
 }
 
 // Settles the reference of a group for a block; returns whether its sums must be multiplied by `factor`.
@@ -159,14 +162,14 @@ template <Kernel kernel, bool masses, class T>
 PFGM_INLINE bool prepare_group(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at, int64_t first, int64_t n, Vec<T> lowest,
                                Frame<T>& frame, Vec<T>& factor) {
   bool rescale = settle<kernel, masses, T>(st, run.sweep, tile, at, lowest, run.shape, factor);
-  const Vec<T> reference = load(st.reference + at);
-  frame = {reference, load(st.band + at) - reference};
+  frame = frame_of(st, at);
   if (__builtin_expect(has_delicate(st, at), 0) && list_delicate(run, st, at, n)) {
     frame = take_exactly<masses>(run, st, tile, at, first, n, factor);
     rescale = true;
   }
   if constexpr (masses) rescale = raise_level<kernel, T>(st, at, run.ws.scores + at, n, run.ws.masses, frame, run.shape.power, factor);
-  if (rescale) store(st.total + at, load(st.total + at) * factor);
+  if (rescale)
+    for (int q = 0; q < Types<T>::W; ++q) st.total[at + q] *= factor[q];
   return rescale;
 }
 
@@ -185,10 +188,16 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
       for (int q = 0; q < W; ++q)
         if (factor[q] != 1) scale_sums<T>(sums + at * run.ld, run.ld, q, factor[q]);
     int count = 0;
+    Vec<T> total{}, lost{};
     weigh<kernel, masses, false, T>(run, st, at, n, frame, [&](int64_t j, Vec<T> w) {
+      const Vec<T> before = total;
+      total += w;
+      lost += w - (total - before);  // equal weights would all round the same way
       store(run.ws.scores + count * QW<T> + at, w);  // over scores that have been read
       run.ws.pick[count++] = int32_t(j);
     }, [] {});
+    add_total(st, at, total);
+    add_total(st, at, lost);
     const int32_t* pick = run.ws.pick;
     for (int i = 0, end = 0; i < count; i = end) {  // where a sum is cut depends on the row of data, not on the lanes beside
       while (end < count && pick[end] / LONG_SUM == pick[i] / LONG_SUM) ++end;
@@ -204,7 +213,7 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
   T* sums = run.ws.sums + t * QW<T> * N;
   const T* y = run.ws.block;
   for (int at = 0; at < QW<T>; at += W) {
-    Vec<T> x[N], lowest = broadcast(Types<T>::huge), highest{}, factor, part[N], some[N];
+    Vec<T> x[N], lowest = broadcast(Types<T>::huge), highest{}, factor, part[N], some[N], total{}, few{};
     Frame<T> frame;
     for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = some[k] = Vec<T>{};
     for (int64_t j = 0; j < n; ++j) {
@@ -221,15 +230,18 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
     if (prepare_group<kernel, masses, T>(run, st, tile, at, first, n, lowest, frame, factor))
       for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) * factor);
     const auto add = [&](int64_t j, Vec<T> w) {
+      few += w;
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k) some[k] += w * y[j * N + k];
     };
     const auto pause = [&] {
+      total += few, few = Vec<T>{};
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k) part[k] += some[k], some[k] = Vec<T>{};
     };
     if (at_most(highest - frame.reference, frame.cut) == ALL<T>) weigh<kernel, masses, true, T>(run, st, at, n, frame, add, pause);
     else weigh<kernel, masses, false, T>(run, st, at, n, frame, add, pause);
+    add_total(st, at, total);
     for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
   }
 }
@@ -269,7 +281,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
   const Sweep<T>& sweep = run.sweep;
   const auto visit = tile_function<kernel, masses, T>(sweep.N);
   const bool narrow = sweep.N <= NARROW;
-  const int64_t hand_over_after = narrow ? HAND_OVER_NARROW : HAND_OVER_WIDE;
+  const int64_t hand_over_after = (narrow ? HAND_OVER_NARROW : HAND_OVER_WIDE) / run.rows;  // blocks
   auto hand_over_tile = [&](int64_t t) {
     T* sums = run.ws.sums + t * QW<T> * run.ld;
     hand_over<masses>(run.ws.state[t], sweep, sweep.tile[t], run.ws.row, [&](int q, T* row) {
@@ -278,6 +290,16 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
       for (int64_t n = 0; n < sweep.N; ++n) row[n] = sums[n * QW<T> + q];
     });
     std::memset(sums, 0, sizeof(T) * QW<T> * run.ld);
+  };
+  // Where the bound on an error did not hold, there is still an answer: all in double.
+  auto repair = [&](int64_t t) {
+    for (int q = 0; q < QW<T>; ++q) {
+      pfgm::Accumulator& acc = sweep.tile[t].accumulator[q];
+      if (!acc.sum || (!run.ws.state[t].lost[q] && acc.total > 0 && acc.total < INFINITY)) continue;
+      acc.reference = -INFINITY, acc.total = 0;
+      std::memset(acc.sum, 0, sizeof(double) * sweep.N);
+      add_exactly(sweep, sweep.tile[t], q, sweep.begin, sweep.end - sweep.begin, run.ws.query);
+    }
   };
   double largest = 0;
   int64_t blocks = 0;
@@ -300,25 +322,23 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
       if (blocks % hand_over_after == hand_over_after - 1 || first + n == sweep.end) hand_over_tile(t);
     }
   }
+  for (int64_t t = 0; t < sweep.tiles; ++t) repair(t);
 }
 
 template <class T> bool uses_products(int64_t N) { return sizeof(T) == 4 && N > NARROW; }
-
-// Rounding of |y|^2 - 2 x.y in units of its terms: 4.5 standard deviations, measured on data that lie close to the query.
-double product_error(double N) {
-  const double depth = std::fmin(N, double(terms(int64_t(N)))), count = N / depth;
-  return 4.5 * (0.16 * std::sqrt(depth / count) + 0.1 * std::sqrt(count));
-}
 
 template <class T> void sweep_all(const Sweep<T>& sweep, void* workspace) {
   Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N), {}};
   Shape<T>& shape = run.shape;
   shape.power = T(sweep.power);
   shape.products = uses_products<T>(sweep.N);
-  shape.error = Types<T>::half_epsilon * (shape.products ? product_error(double(sweep.N)) : 3 + 0.5 * sweep.N);
+  shape.error = Types<T>::half_epsilon * (3 + 0.5 * sweep.N);
   for (int64_t n = 0; n < run.ld; ++n) run.ws.center[n] = n < sweep.N ? T(sweep.center[n]) : 0;
   std::memset(run.ws.sums, 0, sizeof(T) * sweep.tiles * QW<T> * run.ld);
-  for (int64_t t = 0; t < sweep.tiles; ++t) start(run.ws.state[t], sweep, sweep.tile[t], shape);
+  for (int64_t t = 0; t < sweep.tiles; ++t) {
+    if (shape.products) product_errors(sweep.tile[t].panel, sweep.N, sweep.tile[t].norm, run.ws.state[t]);
+    start(run.ws.state[t], sweep, sweep.tile[t], shape);
+  }
 
   const bool masses = sweep.log_weights;
   const double twice = 2 * sweep.power;
