@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pfgm_fast.kernels import blend, digits, tiles
 from pfgm_fast.kernels.blend import LEAST, LIFT
-from pfgm_fast.kernels.digits import Digits, power_of_two
+from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
 from pfgm_fast.kernels.log_weights import log_weight, of_ratio
 from pfgm_fast.kernels.mend import TOLERANCE
 from pfgm_fast.kernels.recompute import Sums, recompute
 from pfgm_fast.kernels.scores import of_digits
-from pfgm_fast.kernels.weigh import Estimate, doubt_of, nearest_first, sum_of_weights
+from pfgm_fast.kernels.weigh import doubt_of, left_out, nearest_first, sum_of_weights
 
 WORKSPACE = 1 << 30  # bytes of partial sums at a time, but always at least ROWS rows
 ROWS = 128
@@ -78,7 +78,7 @@ def _sum(
     tile = tiles.choose("fused", x.device, f"{blend.kind_of(y)} {columns}")
     _fused[(triton.cdiv(B, tile.rows), parts)](
         *(points, center, *queries, *y, scale, segments, *sums),
-        *(power, *Estimate.of(N, planes), TOLERANCE[torch.float32]),
+        *(power, PIXEL**-2 if planes == 1 else 1.0, left_out(N, planes), TOLERANCE[torch.float32]),
         *(B, M, N, width, span),
         PLANES=planes,
         GAUSSIAN=math.isinf(power),
@@ -116,7 +116,6 @@ def _fused(
     power: tl.float64,
     unit,
     left_out,
-    rounding,
     tolerance,
     B,
     M,
@@ -146,7 +145,7 @@ def _fused(
     to_unit = power_of_two(-ey).to(tl.float32)
 
     p = tl.cast(power, tl.float32)
-    s_low, error_low, slack_low = s.to(tl.float32), (error * rounding).to(tl.float32), slack.to(tl.float32)
+    s_low, error_low, slack_low = s.to(tl.float32), error.to(tl.float32), slack.to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     weight_sum = tl.zeros((ROWS,), tl.float32)
     nearest = tl.full((ROWS,), float("inf"), tl.float64)

@@ -17,7 +17,6 @@ from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles
 
 DOUBLES = tiles.Tile(32, 4, 2)  # of float64: not tuned, as sums of it would change their order
 SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
-ROUNDING = 6.0  # standard deviations of a sum of independent rounding errors that an estimate of it allows for
 
 
 class Weights(NamedTuple):
@@ -38,22 +37,9 @@ class Weights(NamedTuple):
         return self.weights.shape[1] // self.peak.shape[1]
 
 
-class Estimate(NamedTuple):
-    """What turns roundings into the error of a squared distance.
-
-    unit: squared units of the scores in one of the data. left_out: of the products' smallest terms, in units of
-    2^(ex + ey). rounding: how much smaller the effect of independent roundings is than their norm.
-    """
-
-    unit: float
-    left_out: float
-    rounding: float
-
-    @classmethod
-    def of(cls, N: int, planes: int) -> Estimate:
-        typical = 74**2 * math.sqrt(3 * N)  # root mean square of three products of digits, N of them summed
-        left_out = 2 * ROUNDING * typical * 2.0**-32 if planes > 1 else 2.0**-16
-        return cls(1.0 if planes > 1 else PIXEL**-2, left_out, min(1.0, ROUNDING / math.sqrt(N)))
+def left_out(N: int, planes: int) -> float:
+    """The most that the terms which `scores.of_digits` leaves out add up to, in units of 2^(ex + ey)."""
+    return 2 * N * 3.05 * 2.0**14 * 2.0**-32 if planes > 1 else 2.0**-16
 
 
 def by_digits(
@@ -74,7 +60,7 @@ def by_digits(
     tile = tiles.choose("wide.weigh", scale.device, f"{'deep ' if deep else ''}{'pixels' if pixels else 'floats'}")
     _weigh_digits[_grid(out, tile)](
         *(*x, *y, scale, log_weights, segments, *out),
-        *(power, *Estimate.of(N, planes), len(scale), M, width),
+        *(power, PIXEL**-2 if pixels else 1.0, left_out(N, planes), len(scale), M, width),
         PLANES=planes,
         DEEP=deep,
         STEP=next(step for step in (128, 64, 32) if width % step == 0),
@@ -148,7 +134,6 @@ def _weigh_digits(
     power: tl.float64,
     unit,
     left_out,
-    rounding,
     B,
     M,
     width,
@@ -172,7 +157,7 @@ def _weigh_digits(
     slack = error * error + left_out * power_of_two(ex + ey)
     s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
     excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
-    off = doubt_of(excess, rho, ulp, error * rounding, slack, s, power, GAUSSIAN, PRIOR)
+    off = doubt_of(excess, rho, ulp, error, slack, s, power, GAUSSIAN, PRIOR)
     weight, top = softmax(excess, rho, visible, ulp, s, log_weights, column, power, tl.float32, GAUSSIAN, PRIOR)
     _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
 

@@ -21,53 +21,40 @@ pytestmark = pytest.mark.usefixtures("poison", "interpreted")
 # of every kind of case, those that take another way through the kernels; a GPU is held to all of them (test_gpu.py)
 NAMES = (
     "mixture-N17-D1",
-    "mixture-N100-Dinf",
+    "flat-N784-Dinf",
     "mixture-N3072-D128",
     "near_duplicates-N64-Dinf",
     "near_duplicates-N784-D1",
-    "on_data-N64-Dinf",
-    "midpoints-N784-Dinf",
-    "offset-N64-D128",
-    "outlier-N784-Dinf",
     "clusters-N64-D1",
-    "far-N64-D1",
-    "huge-N784-D1",
-    "one_datum-N64-D1",
-    "one_query-N64-Dinf",
-    "many_queries-N64-D1",
-    "loud-N784-D1",
     "pixels-N17-D1",
     "pixels-N784-D128",
     "weighted-N64-Dinf",
-    "classes-N64-Dinf",
     "classes-N784-D1",
     "double_data-N64-D1",
-    "double_queries-N784-D1",
 )
 
 
-def evaluate(case: Case) -> tuple[Tensor, Tensor]:
-    """Posterior mean, and log density or, with labels, which have none, zeros."""
-    field = pf.EmpiricalField(case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend="triton")
-    mean = field(case.x, case.sigma, labels=case.row_labels)
-    return mean, torch.zeros(len(mean)) if case.row_labels is not None else field.log_density(case.x, case.sigma)
+def field_of(case: Case) -> pf.EmpiricalField:
+    return pf.EmpiricalField(case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend="triton")
+
+
+def evaluate(case: Case) -> Tensor:
+    return field_of(case)(case.x, case.sigma, labels=case.row_labels)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_within_the_promised_bounds(name: str) -> None:
     case, truth = cases.make(name), cases.truth(name)
-    mean, log_density = evaluate(case)
     eps = max(case.eps, torch.finfo(case.x.dtype).eps)
-    oracle.check_mean(mean, truth, eps)
-    if case.row_labels is None:
-        oracle.check_log_density(log_density, truth, eps)
+    oracle.check_mean(evaluate(case), truth, eps)
+    if case.row_labels is None and len(case.data) < 150:
+        oracle.check_log_density(field_of(case).log_density(case.x, case.sigma), truth, eps)
 
 
 @pytest.mark.parametrize("name", ["mixture-N2-D1", "pixels-N784-D1"])
 def test_the_largest_weights(name: str) -> None:
     case, truth = cases.make(name), cases.truth(name)
-    field = pf.EmpiricalField(case.data, case.D, log_weights=case.log_weights, backend="triton")
-    weights, indices = field.top_weights(case.x, case.sigma, len(case.data))
+    weights, indices = field_of(case).top_weights(case.x, case.sigma, len(case.data))
     assert bool((weights[:, :-1] >= weights[:, 1:]).all())
     oracle.check_weights(weights, indices, truth, case.eps)
 
@@ -75,14 +62,14 @@ def test_the_largest_weights(name: str) -> None:
 def crowd(kind: str, N: int, D: float) -> Case:
     """Queries from quiet to loud over data that span several tiles and parts."""
     source = cases.Source(f"kernels-{kind}-{N}", N, D)
-    source.B, source.M = 19, 601 if N == 64 else 301
+    source.B, source.M = 19, 557 if N == 64 else 301
     case = cases.near_duplicates(source) if kind == "floats" else cases.mixture(source)
     if kind == "pixels":
         return Case(case.x, case.sigma, (case.data * 60 + 128).clamp(0, 255).to(torch.uint8), D)
     return case.double() if kind == "doubles" else case
 
 
-PLANS = [("floats", 64, math.inf), ("pixels", 64, 1.0), ("floats", 784, 1.0), ("pixels", 784, math.inf)]
+PLANS = [("floats", 64, math.inf), ("pixels", 784, 1.0)]
 
 
 def part(case: Case, rows: Tensor) -> Case:
@@ -91,13 +78,11 @@ def part(case: Case, rows: Tensor) -> Case:
 
 @pytest.mark.parametrize(("kind", "N", "D"), [*PLANS, ("doubles", 64, 1.0)])
 def test_any_batch(kind: str, N: int, D: float) -> None:
-    """Alone, a few, and in another order."""
+    """A few of the rows, in another order."""
     case = crowd(kind, N, D)
     whole, order = evaluate(case), torch.randperm(19, generator=torch.Generator().manual_seed(N))
-    assert all(bool(t.isfinite().all()) for t in whole)
-    for rows in (order[:9], order[:1]):
-        for got, expected in zip(evaluate(part(case, rows)), whole, strict=True):
-            assert torch.equal(got, expected[rows])
+    assert bool(whole.isfinite().all())
+    assert torch.equal(evaluate(part(case, order[:9])), whole[order[:9]])
 
 
 @contextmanager
@@ -114,9 +99,7 @@ def test_any_tile(kind: str, N: int, D: float) -> None:
     case = crowd(kind, N, D)
     whole = evaluate(case)
     with tiles_of(16):
-        again = evaluate(case)
-    for got, expected in zip(again, whole, strict=True):
-        assert torch.equal(got, expected)
+        assert torch.equal(evaluate(case), whole)
 
 
 @pytest.mark.parametrize("N", [20, 300])
@@ -129,8 +112,7 @@ def test_rows_are_taken_in_chunks(N: int, monkeypatch: pytest.MonkeyPatch) -> No
     whole = evaluate(case)
     for plan in (fused, wide):
         monkeypatch.setattr(plan, "WORKSPACE", 1)
-    for got, expected in zip(evaluate(case), whole, strict=True):
-        assert torch.equal(got, expected)
+    assert torch.equal(evaluate(case), whole)
 
 
 def test_digits_are_the_rounded_values() -> None:
