@@ -13,6 +13,7 @@ from pfgm_fast.kernels import tiles
 from pfgm_fast.kernels.digits import Digits, power_of_two
 from pfgm_fast.kernels.weigh import DOUBLES, Weights
 
+COLUMNS = {"pixels": 128, "floats": 128, "doubles": 32}  # of a mean, in one program
 PARTS = 8  # partial sums over the data; which tiles go into which is part of the result's bits
 LIFT = tl.constexpr(2.0**15)  # weights of at most 1 fill the range of float16
 LEAST = tl.constexpr(2.0**-40)  # and what is at most that, times LIFT, is 0 in float16
@@ -42,7 +43,7 @@ def mean(w: Weights, shares: Shares, points: Tensor, center: Tensor, y: Digits |
     (B, T), (M, N) = w.peak.shape, points.shape
     kind = kind_of(y)
     tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, f"{kind} {w.block}")
-    columns = 32 if kind == "doubles" else 128
+    columns = COLUMNS[kind]
     span = triton.cdiv(T, PARTS)
     parts = triton.cdiv(T, span)
     partial = torch.empty(parts, B, N, dtype=w.weights.dtype, device=out.device)

@@ -315,7 +315,7 @@ def tile_rows(B: int, N: int, double: bool, device: str) -> int:
     """Queries of a program: as many as the lanes hold in registers, fewer of a small batch. No bit depends on it."""
     if device == "cpu":  # the interpreter, whose time is that of its steps
         return min(1024, _next_power_of_two(B))
-    held = (35 if double else 140) // (2 * N + 3)
+    held = (35 if double else 120) // (2 * N + 3)
     return min(1 << held.bit_length() - 1, _next_power_of_two(B / 32))
 
 

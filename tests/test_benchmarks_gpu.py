@@ -172,7 +172,7 @@ def test_predictions_follow_the_busiest_unit() -> None:
 def test_predictions_know_the_kernels() -> None:
     blend = pytest.importorskip("pfgm_fast.kernels.blend")
     digits = pytest.importorskip("pfgm_fast.kernels.digits")
-    assert blend.COLUMNS == predict.COLUMNS
+    assert blend.COLUMNS["floats"] == predict.COLUMNS
     assert digits.ALIGNMENT == predict.DEPTH
     for kind, data in ((predict.PIXELS, torch.uint8), (predict.FLOATS, torch.float32)):
         (planes, *_) = digits.empty(10, 20, 1 if data == torch.uint8 else digits.FLOAT, CPU)

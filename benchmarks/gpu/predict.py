@@ -33,8 +33,8 @@ class Kind(NamedTuple):
     fuse: float  # for a pair, where both happen in one pass
 
 
-PIXELS = Kind(digits=1, value=1, int8=3, fp16=2, weigh=114, blend=21, fuse=330)
-FLOATS = Kind(digits=4, value=4, int8=10, fp16=3, weigh=155, blend=36, fuse=360)
+PIXELS = Kind(digits=1, value=1, int8=3, fp16=2, weigh=114, blend=21, fuse=130)
+FLOATS = Kind(digits=4, value=4, int8=10, fp16=3, weigh=155, blend=36, fuse=153)
 
 
 class Pass(NamedTuple):
