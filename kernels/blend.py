@@ -102,6 +102,19 @@ def _share(peak, mass, share, total, log_sum, T, SPAN: tl.constexpr):
 
 
 @triton.jit
+def product_of_halves(weight, y, product):
+    """product + LIFT weight y: weights <= 1 as two float16, data as one if they are pixels' digits, else as two."""
+    weight *= LIFT
+    high = weight.to(tl.float16)
+    low = (weight - high.to(tl.float32)).to(tl.float16)
+    y_high = y.to(tl.float16)
+    product = tl.dot(low, y_high, product)
+    if y.dtype != tl.int8:
+        product = tl.dot(high, (y - y_high.to(tl.float32)).to(tl.float16), product)
+    return tl.dot(high, y_high, product)
+
+
+@triton.jit
 def _blend(
     weights,
     share,
@@ -149,16 +162,9 @@ def _blend(
                 if KIND == "doubles":
                     product = tl.dot(weight, y - c[None, :], product, input_precision="ieee", out_dtype=tl.float64)
                 else:
-                    weight *= LIFT
-                    high = weight.to(tl.float16)
-                    low = (weight - high.to(tl.float32)).to(tl.float16)
                     if KIND == "floats":
                         y = (y - c[None, :]) * scale
-                    y_high = y.to(tl.float16)
-                    product = tl.dot(low, y_high, product)
-                    if KIND == "floats":
-                        product = tl.dot(high, (y - y_high.to(tl.float32)).to(tl.float16), product)
-                    product = tl.dot(high, y_high, product)
+                    product = product_of_halves(weight, y, product)
             total += product
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])

@@ -35,6 +35,11 @@ class Digits(NamedTuple):
     error: Tensor
 
 
+def units_per_datum(pixels: bool) -> float:
+    """Squared units of the digits in one of the data."""
+    return PIXEL**-2 if pixels else 1.0
+
+
 def width(N: int) -> int:
     return -(-N // ALIGNMENT) * ALIGNMENT
 

@@ -14,17 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pfgm_fast.kernels import blend, digits, tiles
-from pfgm_fast.kernels.blend import LEAST, LIFT
-from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
+from pfgm_fast.kernels import blend, chunks, digits, tiles
+from pfgm_fast.kernels.blend import LEAST, product_of_halves
+from pfgm_fast.kernels.digits import Digits, power_of_two, units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight, of_ratio
 from pfgm_fast.kernels.mend import TOLERANCE
 from pfgm_fast.kernels.recompute import Sums, recompute
-from pfgm_fast.kernels.scores import of_digits
+from pfgm_fast.kernels.scores import of_digits, units_of
 from pfgm_fast.kernels.weigh import doubt_of, left_out, nearest_first, sum_of_weights
 
-WORKSPACE = 1 << 30  # bytes of partial sums at a time, but always at least ROWS rows
-ROWS = 128
 BLOCK = 32  # data of a tile: part of the result's bits, as are
 SEGMENTS = 64  # the partial sums over the data, and
 SHORTEST = 16  # the tiles that one of them takes at least
@@ -47,10 +45,7 @@ def posterior(
     M, N = points.shape
     tiles_of_data = triton.cdiv(M, BLOCK)
     span = max(SHORTEST, triton.cdiv(tiles_of_data, SEGMENTS))
-    row_bytes = 4 * (N * triton.cdiv(tiles_of_data, span) + tiles_of_data)
-    rows = max(1, WORKSPACE // (row_bytes * ROWS)) * ROWS
-    for start in range(0, len(x), rows):
-        some = slice(start, start + rows)
+    for some in chunks.of_rows(len(x), 4 * (N * triton.cdiv(tiles_of_data, span) + tiles_of_data)):
         seen = None if segments is None else segments[some]
         sums = _sum(x[some], scale[some], data, seen, power, span)
         recompute(sums, x[some], scale[some], data, seen, power, BLOCK)
@@ -78,7 +73,7 @@ def _sum(
     tile = tiles.choose("fused", x.device, f"{blend.kind_of(y)} {columns}")
     _fused[(triton.cdiv(B, tile.rows), parts)](
         *(points, center, *queries, *y, scale, segments, *sums),
-        *(power, PIXEL**-2 if planes == 1 else 1.0, left_out(N, planes), TOLERANCE[torch.float32]),
+        *(power, units_per_datum(planes == 1), left_out(N, planes), TOLERANCE[torch.float32]),
         *(B, M, N, width, span),
         PLANES=planes,
         GAUSSIAN=math.isinf(power),
@@ -132,17 +127,14 @@ def _fused(
 ):
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.minimum(i, B - 1)
-    ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
-    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
-    ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
-    norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
-    error = tl.load(x_error + row) + tl.load(y_error)
-    slack = error * error + left_out * power_of_two(ex + ey)
+    shift, ulp, norm, error, slack = units_of(
+        x_exponent, x_squares, x_error, y_exponent, y_error, left_out, row, PLANES
+    )
     s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
     n = tl.arange(0, COLUMNS)
     column = tl.minimum(n, N - 1)
     c = tl.load(center + column).to(tl.float32)
-    to_unit = power_of_two(-ey).to(tl.float32)
+    to_unit = power_of_two(-tl.load(y_exponent)).to(tl.float32)
 
     p = tl.cast(power, tl.float32)
     s_low, error_low, slack_low = s.to(tl.float32), error.to(tl.float32), slack.to(tl.float32)
@@ -191,18 +183,11 @@ def _fused(
         weight_sum = weight_sum * before + sum_of_weights(weight)
         total = total * before[:, None]
         if tl.max(tl.max(weight, 1), 0) > LEAST:
-            weight *= LIFT
-            w_high = weight.to(tl.float16)
-            w_low = (weight - w_high.to(tl.float32)).to(tl.float16)
             if PLANES == 1:
-                y_high = tl.load(y_planes + y.to(tl.int64)[:, None] * width + column[None, :]).to(tl.float16)
-                product = tl.dot(w_low, y_high)
+                value = tl.load(y_planes + y.to(tl.int64)[:, None] * width + column[None, :])
             else:
                 value = (tl.load(points + y.to(tl.int64)[:, None] * N + column[None, :]) - c[None, :]) * to_unit
-                y_high = value.to(tl.float16)
-                product = tl.dot(w_low, y_high)
-                product = tl.dot(w_high, (value - y_high.to(tl.float32)).to(tl.float16), product)
-            total += tl.dot(w_high, y_high, product)
+            total += product_of_halves(weight, value, tl.zeros((ROWS, COLUMNS), tl.float32))
     place = i.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     peaks = tl.where(weight_sum > 0, log_weight(nearest, s, power, GAUSSIAN), float("-inf"))
     tl.store(peak + place, peaks + (s - s), mask=i < B)

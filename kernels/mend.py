@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pfgm_fast.kernels.digits import PIXEL
+from pfgm_fast.kernels.digits import units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.weigh import Weights
 
@@ -43,7 +43,7 @@ def mend(
     kind = w.weights.dtype
     _mend[(B,)](
         *(*w, x, scale, points, log_weights, segments),
-        *(power, PIXEL**-2 if pixels else 1.0),
+        *(power, units_per_datum(pixels)),
         *(TOLERANCE[kind], UNDERFLOW[kind], negligible(M), M, N, T),
         GAUSSIAN=math.isinf(power),
         PIXELS=pixels,

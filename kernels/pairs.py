@@ -11,6 +11,8 @@ import math
 import triton
 import triton.language as tl
 
+from pfgm_fast.kernels.log_weights import log1p, log_weight
+
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -122,16 +124,9 @@ def squares(d, start, N: tl.constexpr):
 
 
 @triton.jit
-def _log1p(u):
-    w = 1 + u
-    return tl.where(w == 1, u, tl.log(w) * (u / (w - 1)))
-
-
-@triton.jit
 def fall(rho, scale, power, KIND: tl.constexpr):
     """power log1p(rho / scale), or rho / scale: how far a log weight lies below its mass, in float64."""
-    u = rho.to(tl.float64) / scale
-    return u if KIND == "gaussian" else power * _log1p(u)
+    return -log_weight(rho.to(tl.float64), scale, power, KIND == "gaussian")
 
 
 @triton.jit
@@ -173,8 +168,6 @@ def weight(rho, near, factor, rate, KIND: tl.constexpr, TWICE: tl.constexpr):
             q = tl.fma(u, tl.fma(u, q, rate * 0.332877826), rate * -0.499982835)
             u = u * tl.fma(u, q, rate * 0.999999892)
         elif KIND == "log":
-            u = tl.minimum(u, 1e38)
-            # what 1 + u loses counts, in float32 and for these powers, only where u is small
-            u = (_log1p(u) if u.dtype == tl.float64 else tl.log(1 + u) + (u - ((1 + u) - 1))) * rate
+            u = log1p(tl.minimum(u, 1e38)) * rate
         w = tl.exp2(u)
     return w

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pfgm_fast.kernels.blend import LIFT
-from pfgm_fast.kernels.digits import PIXEL, power_of_two
+from pfgm_fast.kernels.digits import power_of_two, units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.mend import distances, negligible
 
@@ -60,7 +60,7 @@ def recompute(
     parts, T = sums.peak.shape[1], sums.reach.shape[1]
     _recompute[(B,)](
         *(*sums, x, scale, points, center, exponent, segments),
-        *(power, PIXEL**-2 if pixels else 1.0, negligible(M), B, M, N, parts, T),
+        *(power, units_per_datum(pixels), negligible(M), B, M, N, parts, T),
         GAUSSIAN=math.isinf(power),
         PIXELS=pixels,
         SEGMENTS=segments is not None,

@@ -5,7 +5,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pfgm_fast.kernels.digits import power_of_two
+
 CHUNK = tl.constexpr(1 << 14)  # digits: so many products of two, four at a time, sum to less than 2^31
+
+
+@triton.jit
+def units_of(x_exponent, x_squares, x_error, y_exponent, y_error, left_out, row, PLANES: tl.constexpr):
+    """Of rows (ROWS,): by how many bits the units of |y|^2 are finer than those of the scores; these; |x|^2; and the
+
+    error and slack of a squared distance d, which is off by 2 error sqrt(d) + slack at most.
+    """
+    ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
+    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
+    ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
+    norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
+    error = tl.load(x_error + row) + tl.load(y_error)
+    return shift, ulp, norm, error, error * error + left_out * power_of_two(ex + ey)
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pfgm_fast.kernels import tiles
-from pfgm_fast.kernels.digits import PIXEL, Digits, power_of_two
+from pfgm_fast.kernels.digits import Digits, units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight
-from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles
+from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles, units_of
 
 DOUBLES = tiles.Tile(32, 4, 2)  # of float64: not tuned, as sums of it would change their order
 SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
@@ -60,7 +60,7 @@ def by_digits(
     tile = tiles.choose("wide.weigh", scale.device, f"{'deep ' if deep else ''}{'pixels' if pixels else 'floats'}")
     _weigh_digits[_grid(out, tile)](
         *(*x, *y, scale, log_weights, segments, *out),
-        *(power, PIXEL**-2 if pixels else 1.0, left_out(N, planes), len(scale), M, width),
+        *(power, units_per_datum(pixels), left_out(N, planes), len(scale), M, width),
         PLANES=planes,
         DEEP=deep,
         STEP=next(step for step in (128, 64, 32) if width % step == 0),
@@ -147,15 +147,11 @@ def _weigh_digits(
     BLOCK: tl.constexpr,
 ):
     i, j, row, column, visible, depth = _tile(segments, B, M, width, SEGMENTS, ROWS, BLOCK)
-    ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
-    # |y|^2 comes in units that are finer than those of the scores, by so many bits
-    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
-    score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, PLANES, DEEP, ROWS, BLOCK, STEP)
-    ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
-    norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
-    error = tl.load(x_error + row) + tl.load(y_error)
-    slack = error * error + left_out * power_of_two(ex + ey)
+    shift, ulp, norm, error, slack = units_of(
+        x_exponent, x_squares, x_error, y_exponent, y_error, left_out, row, PLANES
+    )
     s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
+    score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, PLANES, DEEP, ROWS, BLOCK, STEP)
     excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
     off = doubt_of(excess, rho, ulp, error, slack, s, power, GAUSSIAN, PRIOR)
     weight, top = softmax(excess, rho, visible, ulp, s, log_weights, column, power, tl.float32, GAUSSIAN, PRIOR)

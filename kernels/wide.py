@@ -6,18 +6,13 @@ mean of thousands of columns does not fit a processor; so there are two passes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from pfgm_fast.kernels import blend, digits, weigh
+from pfgm_fast.kernels import blend, chunks, digits, weigh
 from pfgm_fast.kernels.digits import Digits
 from pfgm_fast.kernels.mend import mend
 from pfgm_fast.kernels.weigh import Weights
-
-WORKSPACE = 1 << 30  # bytes of weights and partial sums at a time, but always at least ROWS rows
-ROWS = 128
 
 
 def posterior(
@@ -35,7 +30,7 @@ def posterior(
     y = None if x.dtype == torch.float64 else Digits(*data[2:])
     (B, N), M = x.shape, len(points)
     mean, log_sum = torch.empty_like(x), torch.empty_like(scale)
-    for rows in _chunks(B, N, M, x.element_size()):
+    for rows in chunks.of_rows(B, (M + blend.PARTS * N) * x.element_size()):
         seen = None if segments is None else segments[rows]
         w = weights(x[rows], scale[rows], data, log_weights, seen, power)
         shares = blend.share(w.peak, w.mass)
@@ -48,13 +43,13 @@ def top_weights(
     x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
-    (B, N), M, dtype = x.shape, len(data[0]), x.dtype
+    B, M, dtype = len(x), len(data[0]), x.dtype
     if len(data) == 2:  # narrow data have no digits
         x = x.double()
     if x.dtype == torch.float64:
         data = doubles(data)
     top, indices = torch.empty(B, k, dtype=dtype, device=x.device), scale.new_empty(B, k, dtype=torch.int64)
-    for rows in _chunks(B, N, M, 16):
+    for rows in chunks.of_rows(B, M * 16):
         w = weights(x[rows], scale[rows], data, log_weights, None, power)
         shares = blend.share(w.peak, w.mass)
         share = (shares.share / shares.total[:, None]).repeat_interleave(w.block, 1)
@@ -89,8 +84,3 @@ def doubles(data: list[Tensor]) -> list[Tensor]:
     if points.dtype == torch.uint8:
         return [(2 * points.double() - 255) / 255, center / 255]
     return [points.double(), center]
-
-
-def _chunks(B: int, N: int, M: int, element: int) -> Iterator[slice]:
-    rows = max(1, WORKSPACE // ((M + blend.PARTS * N) * element * ROWS)) * ROWS
-    return (slice(start, start + rows) for start in range(0, B, rows))

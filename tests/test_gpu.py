@@ -21,6 +21,7 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast import kernels, operator
+from pfgm_fast.kernels import chunks
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 from benchmarks.gpu import posterior_mean as pm
@@ -337,7 +338,7 @@ def workspace(shape: pm.Shape) -> float:
     inputs = 24 * shape.B * shape.N
     if shape.N <= kernels.NARROW:
         inputs += 4 * shape.M * shape.N  # the coordinates one after the other
-    largest: int = max(wide.WORKSPACE, 4 * wide.ROWS * shape.M * (shape.N > kernels.MIDDLING))
+    largest: int = max(chunks.WORKSPACE, 4 * chunks.ROWS * shape.M * (shape.N > kernels.MIDDLING))
     return 1.25 * largest + inputs
 
 
@@ -350,7 +351,7 @@ class Vast(NamedTuple):
     dtype: torch.dtype
 
     def bytes(self) -> int:
-        rows: int = min(self.B, wide.ROWS)
+        rows: int = min(self.B, chunks.ROWS)
         return 12 * (self.M + self.B) * self.N + 4 * rows * self.M
 
 

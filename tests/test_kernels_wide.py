@@ -104,14 +104,13 @@ def test_any_tile(kind: str, N: int, D: float) -> None:
 
 @pytest.mark.parametrize("N", [20, 300])
 def test_rows_are_taken_in_chunks(N: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pfgm_fast.kernels import fused, wide
+    from pfgm_fast.kernels import chunks
 
     source = cases.Source("chunks", 64, 128.0)
     source.N, source.B, source.M = N, 140, 40
     case = cases.mixture(source)
     whole = evaluate(case)
-    for plan in (fused, wide):
-        monkeypatch.setattr(plan, "WORKSPACE", 1)
+    monkeypatch.setattr(chunks, "WORKSPACE", 1)
     assert torch.equal(evaluate(case), whole)
 
 
