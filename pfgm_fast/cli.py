@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pfgm_fast import SolverError, cli_sample
 from pfgm_fast._info import info
 from pfgm_fast._version import __version__
 
@@ -51,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="fewer charges, samples and repeats: a first look")
     command.set_defaults(command=_demo)
 
+    about = "draw samples from the exact field of a data set into a file; run again after Ctrl-C, it goes on"
+    command = commands.add_parser("sample", help=about, description=_sentence(about))
+    cli_sample.add_arguments(command)
+    command.set_defaults(command=_sample)
+
     about = "find the fastest tiles of the GPU kernels for data of a size, and keep them for all later processes"
     command = commands.add_parser("tune", help=about, description=_sentence(about))
     command.add_argument("--data", type=_size, required=True, metavar="M", help="how many data")
@@ -90,6 +96,15 @@ def _demo(options: argparse.Namespace) -> int:
     except OSError as error:  # a folder that cannot be made, a full disk
         return _fail(str(error))
     print("\nwritten:", *files, sep="\n  ")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    try:
+        path = cli_sample.run(options)
+    except (OSError, TypeError, ValueError, SolverError) as error:
+        return _fail(str(error), "sample")
+    print(f"written: {path}")
     return 0
 
 

@@ -1,77 +1,135 @@
-"""Solvers of dx/dsigma = (x - denoised)/sigma on a given list of noise levels.
+"""Solvers of dx/dsigma = (x - denoised)/sigma on a given list of noise levels: one loop for all of them.
 
 The equation holds for every D (PFGM++, Xu et al. 2023, section 4; D = inf: Karras et al. 2022, equation 3), so do the
-solvers. A step is one pure function; the loop stands once.
+solvers. What a step computes stands in pfgm_fast.multistep; here it is done to the rows of a Record.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pfgm_fast.solution import Record, Status, finite_rows, per_row
+from pfgm_fast import update
+from pfgm_fast.churn import Churn
+from pfgm_fast.multistep import Method, Rule
+from pfgm_fast.solution import Record, Status
 
 Denoise = Callable[[Tensor, float], Tensor]
-"""denoise(x (B, ...), sigma) -> like x; the level is the same for all rows."""
-
-Step = Callable[[Denoise, Tensor, Tensor, float, float], Tensor]
-"""step(denoise, x, denoised, sigma, sigma_next) -> the state at sigma_next, given denoised = denoise(x, sigma)."""
+"""denoise(x (B, ...), sigma) -> like x; the level is the same for all rows, and x is always finite."""
 
 Watch = Callable[[int, float, Tensor, Tensor], bool]
-"""watch(i, sigma, x, denoised), called in every step before x changes; True ends the solve."""
+"""watch(i, sigma, x, denoised), called in every step before x changes; True ends the solve.
+
+x is the state itself and may be edited in place; denoised is what the denoiser returned.
+"""
+
+Known = list[tuple[float, Tensor]]
+"""Levels and the denoised states there, the newest first."""
 
 
-def euler(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One Euler step, order 1."""
-    d = (x - denoised) / sigma
-    return x + (sigma_next - sigma) * d
+def solve(
+    method: Method,
+    denoise: Denoise,
+    record: Record,
+    levels: Sequence[float],
+    watch: Watch,
+    churn: Churn | None = None,
+) -> bool:
+    """Takes record.x from the first level to the last in place; False if `watch` ended it before.
 
+    The levels decrease, the last may be 0, or increase. A row that becomes NaN or infinite keeps its last good state
+    and NONFINITE; the others are not touched. Nothing is read from a GPU, so such a row is still evaluated: where it
+    is not finite, zeros are shown. Answers are copied where a later evaluation could overwrite them.
 
-def heun(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One step of the trapezoidal rule, order 2; Euler to sigma 0 (Karras et al. 2022, algorithm 1)."""
-    d = (x - denoised) / sigma
-    x_next = x + (sigma_next - sigma) * d
-    if sigma_next == 0:
-        return x_next
-    d_next = (x_next - denoise(x_next, sigma_next)) / sigma_next
-    return x + (sigma_next - sigma) * (d + d_next) / 2
-
-
-STEPS = MappingProxyType({"euler": euler, "heun": heun})
-
-
-def solve(step: Step, denoise: Denoise, record: Record, levels: Sequence[float], watch: Watch) -> bool:
-    """Takes record.x from the first of the decreasing levels to the last; False if `watch` ended it before.
-
-    A row that becomes NaN or infinite keeps its last good state and NONFINITE; the others are not touched. Nothing is
-    read from the device, so such a row is still evaluated.
+    With `churn`, for methods that are single_step, a step begins with noise: sigma and x of `watch` are those after it.
     """
-    rows = torch.arange(len(record.x), device=record.x.device)
-
-    def counted(x: Tensor, sigma: float) -> Tensor:
-        record.nfe += 1
-        return denoise(x, sigma)
-
+    if churn is not None and not method.single_step:
+        raise ValueError("churn needs a method whose steps depend on the state alone")
+    loop = _Loop(method, denoise, record, len(levels) - 1)
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        denoised = counted(record.x, sigma)
-        if watch(i, sigma, record.x, denoised):
+        start = sigma if churn is None else loop.churned(churn, i, sigma, levels[0])
+        if not loop.step(i, start, sigma_next, watch):
             return False
-        _advance(record, step(counted, record.x, denoised, sigma, sigma_next), sigma_next)
-        record.remember(rows, record.x, record.t)
-    record.status = record.status.masked_fill(record.status == Status.STOPPED, Status.SUCCESS)
+    record.status.masked_fill_(record.status == Status.STOPPED, Status.SUCCESS)
     return True
 
 
-def _advance(record: Record, x: Tensor, sigma: float) -> None:
-    """Moves the rows that are still good to x at sigma."""
-    good = (record.status == Status.STOPPED) & finite_rows(x)
-    record.x, record.t, record.accepted, record.status = (
-        torch.where(per_row(good, x), x, record.x),
-        record.t.masked_fill(good, sigma),
-        record.accepted + good,
-        record.status.masked_fill(~good, Status.NONFINITE),
-    )
+class _Answer(NamedTuple):
+    """What a denoiser returned, and the same where no later answer overwrites it."""
+
+    given: Tensor
+    kept: Tensor
+
+
+class _Loop:
+    """What a solve carries from one step to the next."""
+
+    def __init__(self, method: Method, denoise: Denoise, record: Record, steps: int) -> None:
+        self.method, self.denoise, self.record, self.steps = method, denoise, record, steps
+        self.history = method.history(steps)
+        self.seen = torch.empty_like(record.x)  # what the denoiser is shown
+        self.work = record.x.new_empty((2, *record.x.shape))
+        kept = self.history + 1 if self.history > 1 or method.correct is not None else 0
+        self.kept = deque(record.x.new_empty((kept, *record.x.shape)))  # where answers are copied to, the oldest first
+        self.known: Known = []
+        self.ahead: _Answer | None = None  # at the next level, where the corrector has left it
+        self.rows = torch.arange(len(record.x), device=record.x.device)
+        self.on = update.implementation(record.x.device)
+
+    def step(self, i: int, sigma: float, sigma_next: float, watch: Watch) -> bool:
+        """From record.x at sigma to sigma_next; False, with nothing changed, if `watch` says so."""
+        method, record = self.method, self.record
+        now = self._evaluate(1.0, (), sigma, keep=True) if self.ahead is None else self.ahead
+        if watch(i, sigma, record.x, now.given):
+            return False
+        self.known = known = [(sigma, now.kept), *self.known][: self.history]
+        a, terms = _combination(method.predict, known, sigma, sigma_next)
+        self.ahead = None
+        last = i == self.steps - 1
+        if method.correct is not None and sigma_next > 0 and not (method.reuse and last):
+            ahead = self._evaluate(a, terms, sigma_next, keep=method.reuse)
+            a, terms = _combination(method.correct, [(sigma_next, ahead.kept), *known], sigma, sigma_next)
+            self.ahead = ahead if method.reuse else None
+        self._advance(a, terms, sigma_next, 1)
+        if record.steps is not None:
+            record.remember(self.rows, record.x.clone(), record.t.clone())
+        return True
+
+    def churned(self, churn: Churn, i: int, sigma: float, first: float) -> float:
+        """Raises record.x from sigma to the level that is returned; nothing is drawn where that is the same."""
+        raised = churn.level(sigma, first, self.steps)
+        if raised > sigma:
+            terms: list[tuple[float, Tensor]] = []
+            if churn.noise > 0:
+                denoised = self._evaluate(1.0, (), sigma, keep=False).given if churn.needs_denoised else None
+                noise = churn.draw(i, self.record.x, denoised, sigma)
+                terms.append((churn.noise * math.sqrt(raised**2 - sigma**2), noise))
+            self._advance(1.0, terms, raised, 0)
+        return raised
+
+    def _evaluate(self, a: float, terms: update.Terms, sigma: float, keep: bool) -> _Answer:
+        """The denoiser's answer for a x + the terms at sigma, copied if it must outlast the next one."""
+        record = self.record
+        self.on.attempt(self.seen, record.x, record.status, a, terms, self.work)
+        record.nfe += 1
+        given = self.denoise(self.seen, sigma)
+        if not (keep and self.kept):
+            return _Answer(given, given)
+        self.kept.rotate(-1)
+        return _Answer(given, self.kept[-1].copy_(given))
+
+    def _advance(self, a: float, terms: update.Terms, sigma: float, count: int) -> None:
+        record = self.record
+        self.on.advance(record.x, record.t, record.accepted, record.status, a, terms, sigma, count, self.work)
+
+
+def _combination(rule: Rule, known: Known, sigma: float, sigma_next: float) -> tuple[float, update.Terms]:
+    """The factor of the state, and the others with what they multiply."""
+    weights = rule([level for level, _ in known], sigma, sigma_next)
+    return weights.state, [(b, denoised) for b, (_, denoised) in zip(weights.denoised, known, strict=False)]

@@ -44,7 +44,7 @@ def perturb(
         TypeError: y not a floating tensor; seeds not integers.
         ValueError: y not finite or not (B, *data); sigma, D out of range; seeds of another length or with a generator.
     """
-    _check_data(y)
+    check_data(y)
     return _student_t(y, y.shape, y.device, y.dtype, _checks.noise_level(sigma, y), D, seeds, generator)
 
 
@@ -74,23 +74,30 @@ def prior(
     Raises:
         TypeError, ValueError: as `perturb`; ValueError for a shape without data dimensions or with a negative one.
     """
-    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
-        raise TypeError(f"shape must be a sequence of integers (B, *data), got {type(shape).__name__}")
-    sizes = torch.Size([_checks.integer(f"shape[{i}]", size, at_least=0) for i, size in enumerate(shape)])
-    if len(sizes) < 2:
-        raise ValueError(f"shape must be (B, *data), got {tuple(sizes)}")
+    full = sizes(shape)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in _checks.FLOATING:
         raise TypeError(f"dtype must be {' or '.join(map(_checks.short, _checks.FLOATING))}, got {dtype}")
     if device is None:
         source = seeds if generator is None else generator
         device = source.device if isinstance(source, (torch.Generator, Tensor)) else "cpu"
-    place = torch.empty(sizes[0], 0, device=device)
+    place = torch.empty(full[0], 0, device=device)
     levels = _checks.noise_level(sigma_max, place, "sigma_max")
-    return _student_t(None, sizes, place.device, dtype, levels, D, seeds, generator)
+    return _student_t(None, full, place.device, dtype, levels, D, seeds, generator)
 
 
-def _check_data(y: Any) -> None:
+def sizes(shape: Any) -> torch.Size:
+    """The shape (B, *data) of samples, checked."""
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be a sequence of integers (B, *data), got {type(shape).__name__}")
+    checked = torch.Size([_checks.integer(f"shape[{i}]", size, at_least=0) for i, size in enumerate(shape)])
+    if len(checked) < 2:
+        raise ValueError(f"shape must be (B, *data), got {tuple(checked)}")
+    return checked
+
+
+def check_data(y: Any) -> None:
+    """Raises unless y is (B, *data), floating and finite."""
     if isinstance(y, Tensor) and y.dtype == torch.uint8:
         raise TypeError("y must be floating, got uint8: convert images by (2 * y.float() - 255) / 255")
     _checks.tensor("y", y)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfgm_fast._checks import readable, short
 
-NORMAL, CHI2 = 0, 1  # the stream word of the counter: what the numbers are for
+NORMAL, CHI2, CHURN_NORMAL, CHURN_CHI2, PFGM = range(5)  # the stream word of the counter: what the numbers are for
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -104,20 +104,29 @@ def normals(seeds: Tensor, N: int, dtype: torch.dtype, *, draw: int = 0, stream:
     return out
 
 
-def log_chi2_over_D(seeds: Tensor, D: float) -> Tensor:
+def uniforms_and_normal(seeds: Tensor, *, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two uniforms in (0, 1) and a normal for each row, float64 (B,): from the words 0, 1 and (2, 3) of one block."""
+    zero = torch.zeros_like(seeds)
+    w = words(seeds, zero, zero, stream)
+    return _uniform(w[0]), _uniform(w[1]), _box_muller(w[2], w[3])[0]
+
+
+def log_chi2_over_D(seeds: Tensor, D: float, *, block: int = 0, stream: int = CHI2) -> Tensor:
     """ln(X / D) for one X ~ chi-squared with D degrees of freedom in each row: float64 (B,).
+
+    It depends on the row's seed, on D, block and stream only.
 
     Any real D > 0. The logarithm is finite where X itself underflows (small D) and exact where X/D is near 1 (large D).
     Rejection by Marsaglia and Tsang (2000); attempt k is the counter's draw k. A GPU is never waited for.
     """
     if not readable(seeds):
         tile = max(1, _tile(seeds, len(seeds) * _ATTEMPTS) // _ATTEMPTS)
-        parts = [_first_accepted(part, D, 0, _ATTEMPTS)[0] for part in torch.split(seeds, tile)]
+        parts = [_first_accepted(part, D, 0, _ATTEMPTS, block, stream)[0] for part in torch.split(seeds, tile)]
         return torch.cat(parts)
-    result, accepted = _first_accepted(seeds, D, 0, 1)
+    result, accepted = _first_accepted(seeds, D, 0, 1, block, stream)
     again = (~accepted).nonzero().squeeze(1)
     if len(again):
-        result[again] = _first_accepted(seeds[again], D, 1, _ATTEMPTS)[0]
+        result[again] = _first_accepted(seeds[again], D, 1, _ATTEMPTS, block, stream)[0]
     return result
 
 
@@ -144,9 +153,10 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
     return radius * angle.cos(), radius * angle.sin()
 
 
-def _first_accepted(seeds: Tensor, D: float, first: int, last: int) -> tuple[Tensor, Tensor]:
+def _first_accepted(seeds: Tensor, D: float, first: int, last: int, block: int, stream: int) -> tuple[Tensor, Tensor]:
     """ln(X / D) of the first accepted attempt of [first, last), and whether there was one."""
-    log_ratio, accepted = _marsaglia_tsang(seeds, D, torch.arange(first, last, device=seeds.device)[:, None])
+    attempts = torch.arange(first, last, device=seeds.device)[:, None]
+    log_ratio, accepted = _marsaglia_tsang(seeds, D, attempts, block, stream)
     result = log_ratio[-1]
     for k in reversed(range(last - first - 1)):
         result = torch.where(accepted[k], log_ratio[k], result)
@@ -169,14 +179,16 @@ def gamma_law(D: float) -> GammaLaw:
     return GammaLaw(d, 1 / math.sqrt(9 * d), math.log(2 * d) - math.log(D), 2 / D if boost else 0.0)
 
 
-def _marsaglia_tsang(seeds: Tensor, D: float, attempts: Tensor) -> tuple[Tensor, Tensor]:
+def _marsaglia_tsang(
+    seeds: Tensor, D: float, attempts: Tensor, block: int = 0, stream: int = CHI2
+) -> tuple[Tensor, Tensor]:
     """Proposals for ln(X / D) and whether each is accepted: (len(attempts), B).
 
     Gamma(a), a = D/2, is d v with d = a - 1/3, v = (1 + t)**3, t = z/sqrt(9 d), z normal, accepted if ln u is below
     z**2/2 + d - d v + d ln v, written here without the terms that cancel. For a < 1 it is Gamma(a + 1) * u'**(1/a).
     """
     d, spread, shift, boost = gamma_law(D)
-    w = words(seeds, torch.zeros_like(attempts), attempts, CHI2)
+    w = words(seeds, torch.full_like(attempts, block), attempts, stream)
     t = _box_muller(w[0], w[1])[0] * spread
     log_1p = t.log1p()
     accepted = _uniform(w[2]).log() < 3 * d * (log_1p - t + t * t * (0.5 - t / 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -91,6 +91,7 @@ class Record:
     rejected: Tensor
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None  # slot, row, state and time after each step
     dtype: torch.dtype  # of the Solution; x itself is float32 or float64
+    first: int = 0  # the row of the whole batch that is row 0 here
     level: Callable[[Tensor], Tensor] = field(default=lambda t: t)  # from the solver's time to sigma
 
     @classmethod
@@ -106,7 +107,7 @@ class Record:
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         B, device = x.shape[0], x.device
         return cls(
-            x=x.detach().to(work, copy=True),
+            x=torch.empty(x.shape, dtype=work, device=device).copy_(x.detach()),
             t=torch.full((B,), t, dtype=torch.float64, device=device),
             status=torch.full((B,), Status.STOPPED, dtype=torch.int8, device=device),
             nfe=torch.zeros(B, dtype=torch.int64, device=device),
@@ -123,7 +124,16 @@ class Record:
         The slot is the number of steps the row has taken: after a rejected step it is written again with what it held.
         """
         if self.steps is not None:
-            self.steps.append((self.accepted[rows], rows, x, t))
+            self.steps.append((self.accepted[rows], rows + self.first, x, t))
+
+    def part(self, rows: slice) -> Record:
+        """The record of some rows, in the same memory."""
+        shared = {name: getattr(self, name)[rows] for name in ("x", "t", "status", "nfe", "accepted", "rejected")}
+        return replace(self, **shared, first=self.first + (rows.start or 0))
+
+    def done(self) -> str:
+        """How many rows have ended, in words; read from the device."""
+        return f"{int((self.status != Status.STOPPED).sum())}/{len(self.x)} rows"
 
     def solution(self) -> Solution:
         """The Solution so far; rows still running are STOPPED."""
@@ -153,6 +163,17 @@ class Record:
 def finite_rows(x: Tensor) -> Tensor:
     """(B,) bool: whether all values of each row of x (B, ...) are finite."""
     return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)
+
+
+def shown(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, ...) with zeros in the rows that are not finite, and which rows (B,) are.
+
+    What is asked about NaN may raise, or let one row's NaN reach another's.
+    """
+    good = finite_rows(x)
+    if x.device.type == "cpu" and bool(good.all()):  # nothing to wait for, and a copy saved
+        return x, good
+    return x.where(per_row(good, x), 0), good
 
 
 def per_row(values: Tensor, x: Tensor) -> Tensor:

@@ -17,7 +17,11 @@ from pfgm_fast.sampling import SOLVERS, sample
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"solver": "dopri"}, ValueError, "unknown solver 'dopri'; known: 'euler', 'heun', 'rk45'"),
+        (
+            {"solver": "dopri"},
+            ValueError,
+            "unknown solver 'dopri'; known: 'euler', 'heun', 'dpmpp_2m', 'unipc', 'rk45'",
+        ),
         ({"steps": 0}, ValueError, "steps must be an integer >= 1, got 0"),
         ({"steps": 2.5}, TypeError, "steps"),
         ({"steps": 0, "solver": "rk45"}, ValueError, "steps"),

@@ -32,7 +32,8 @@ class TestWatching:
             assert set(info) == {"x", "i", "sigma", "denoised", "rows"}
             assert info["i"] == i
             sigma = info["sigma"].expand(len(info["rows"]))
-            assert torch.allclose(info["denoised"], gaussian(info["x"], sigma), atol=1e-9)
+            if solver != "unipc" or i == 0:  # whose answer is that at the predicted state
+                assert torch.allclose(info["denoised"], gaussian(info["x"], sigma), atol=1e-9)
         assert seen[0]["sigma"].max() == 80
 
     @every_solver
@@ -111,6 +112,9 @@ class TestWatching:
             def update(self, n: float) -> None:
                 assert n >= 0
                 self.n += n
+
+            def set_postfix_str(self, note: str, refresh: bool) -> None:
+                assert note.endswith("/6 rows")
 
             def __enter__(self) -> Bar:
                 return self

@@ -15,8 +15,10 @@ from problems import path
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from pfgm_fast import runge_kutta
-from pfgm_fast.runge_kutta import DORMAND_PRINCE, ButcherTableau, IntegralController
+from pfgm_fast.ode import cohorts
+from pfgm_fast.ode.controller import IntegralController
+from pfgm_fast.ode.solve import solve
+from pfgm_fast.ode.tableau import DORMAND_PRINCE, ButcherTableau
 from pfgm_fast.solution import Record, Solution, Status
 
 
@@ -35,7 +37,7 @@ def integrate(
     """dy/dt = func(t (b,), y (b, ...)) from t0 to t1, as a Solution whose trajectory_sigma holds times."""
     record = Record.start(y0, t0, trajectory=trajectory)
     end = torch.as_tensor(t1, dtype=torch.float64).expand(len(y0))
-    runge_kutta.solve(lambda t, y, rows: func(t, y), record, end, rtol=rtol, atol=atol, max_steps=max_steps, **options)
+    solve(lambda t, y, rows: func(t, y), record, end, rtol=rtol, atol=atol, max_steps=max_steps, **options)
     return record.solution()
 
 
@@ -182,7 +184,7 @@ class TestRows:
             return torch.where(y < 0, math.nan, -100 * y)
 
         solution = integrate(barrier, torch.ones(1, 1, dtype=torch.float64), 0.0, 20.0, rtol=1e-2, atol=1e-2)
-        assert missed > runge_kutta.NONFINITE_LIMIT
+        assert missed > cohorts.NONFINITE_LIMIT
         assert solution.ok
         assert 0 <= float(solution.samples) < 1e-2
 
@@ -248,8 +250,8 @@ HEUN_EULER = ButcherTableau(
 
 class TestTableau:
     def test_dormand_prince_reuses_its_last_stage(self) -> None:
-        assert DORMAND_PRINCE.fsal
-        assert not HEUN_EULER.fsal
+        assert DORMAND_PRINCE.closed is DORMAND_PRINCE
+        assert HEUN_EULER.closed.closed is HEUN_EULER.closed
 
     def test_another_table_runs_in_the_same_loop(self) -> None:
         y0 = torch.ones(1, 1, dtype=torch.float64)

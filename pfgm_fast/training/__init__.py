@@ -1,0 +1,1 @@
+"""What a training step needs: perturbed data, targets, losses."""
