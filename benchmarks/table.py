@@ -16,6 +16,8 @@ from benchmarks.gpu import page, predict, rows
 from benchmarks.machine import ROOT
 from benchmarks.registry import OPERATIONS
 from benchmarks.results import Row
+from benchmarks.solvers import page as solvers_page
+from benchmarks.solvers import rows as solvers_rows
 
 NOTHING = "Nothing was measured yet."
 
@@ -148,7 +150,8 @@ def render(text: str, marker: str, body: str) -> str:
 
 def measured(folder: Path = results.FOLDER) -> dict[str, Rows]:
     """The rows of every machine's CPU, by file name."""
-    paths = (path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(rows.PREFIX))
+    others = rows.PREFIX, solvers_rows.PREFIX
+    paths = (path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(others))
     return {path.name: compare.by_key(results.read(path, Row)) for path in paths}
 
 
@@ -161,11 +164,16 @@ def on_gpus(folder: Path = results.FOLDER) -> str:
     return "\n\n".join(page.full(results.read(path, rows.Row)) for path in paths) or NOTHING
 
 
+def of_solvers(folder: Path = results.FOLDER) -> str:
+    return "\n\n".join(map(solvers_page.full, solvers_rows.tables(folder).values())) or NOTHING
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "benchmarks", partial(on_cpus, summary)),
     ("docs/benchmarks.md", "benchmarks", partial(on_cpus, full)),
     ("docs/benchmarks.md", "gpu", on_gpus),
     ("docs/benchmarks.md", "predicted", predict.text),
+    ("docs/benchmarks.md", "solvers", of_solvers),
 )
 
 

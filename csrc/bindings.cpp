@@ -1,12 +1,15 @@
 // The only file that knows Python. Tensors arrive as addresses and sizes, checked by the Python callers.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "field/field.hpp"
 #include "ode/field.hpp"
 #include "ode/slots.hpp"
+#include "ode/update.hpp"
 #include "pfgm_build.hpp"  // written by setup.py
 #ifdef PFGM_WITH_CUDA
 #include "cuda/bindings_cuda.hpp"
@@ -99,6 +102,28 @@ template <class T> void bind_slots(py::module_& m, const char* name) {
       .def("solve_field", solve_field);
 }
 
+// The half steps of pfgm_fast/native_update.py for states of type T.
+template <class T> void bind_update(py::module_& m, const char* attempt, const char* advance) {
+  using Addresses = std::vector<uintptr_t>;
+  const auto combination = [](int64_t B, int64_t n, uintptr_t x, double a, const std::vector<double>& factors, const Addresses& terms, int threads) {
+    pfgm::ode::Combination<T> c{B, n, at<T>(x), T(a), {factors.begin(), factors.end()}, {}, threads};
+    for (const uintptr_t term : terms) c.terms.push_back(at<T>(term));
+    return c;
+  };
+  m.def(attempt, [combination](int64_t B, int64_t n, uintptr_t x, double a, const std::vector<double>& factors, const Addresses& terms, int threads,
+                               uintptr_t status, uintptr_t out) {
+    const auto c = combination(B, n, x, a, factors, terms, threads);
+    const py::gil_scoped_release unlocked;
+    pfgm::ode::attempt(c, at<T>(out), at<int8_t>(status));
+  });
+  m.def(advance, [combination](int64_t B, int64_t n, uintptr_t x, double a, const std::vector<double>& factors, const Addresses& terms, int threads,
+                               uintptr_t status, uintptr_t t, uintptr_t accepted, double t_next, int64_t count) {
+    const auto c = combination(B, n, x, a, factors, terms, threads);
+    const py::gil_scoped_release unlocked;
+    pfgm::ode::advance(c, at<T>(x), at<double>(t), at<int64_t>(accepted), at<int8_t>(status), t_next, count);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -110,6 +135,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("posterior", &posterior);
   bind_slots<float>(m, "SlotsFloat");
   bind_slots<double>(m, "SlotsDouble");
+  bind_update<float>(m, "attempt_float", "advance_float");
+  bind_update<double>(m, "attempt_double", "advance_double");
 #ifdef PFGM_WITH_CUDA
   pfgm::cuda::bind_cuda(m);
 #endif

@@ -42,25 +42,36 @@ def supports(device: torch.device) -> bool:
     return device.type == ("cpu" if _interpreted() else "cuda")
 
 
-def pack(data: Tensor, center: Tensor) -> list[Tensor]:
-    """What the kernels keep beside the data (M, N): their digits, if they are wide and not float64."""
+def pack(data: Tensor, center: Tensor, precision: str = "highest") -> list[Tensor]:
+    """What the kernels keep beside the data (M, N): if narrow the transpose, if wide and not float64 the digits.
+
+    These settle the precision of all that is computed with them: `digits.Digits.error` is left out for "high".
+    """
     import torch
 
     from pfgm_fast.kernels import digits
 
-    if data.shape[1] <= NARROW or data.element_size() == 8:
+    if data.shape[1] <= NARROW:
+        return [data.t().clone(memory_format=torch.contiguous_format)]
+    if data.element_size() == 8:
         return []
+    rough = precision == "high"
     with torch.cuda.device_of(data):
-        return [*(digits.of_pixels(data) if data.element_size() == 1 else digits.of_data(data, center))]
+        cut = digits.of_pixels(data, rough) if data.element_size() == 1 else digits.of_data(data, center, rough)
+        return [tensor for tensor in cut if tensor is not None]
 
 
-def empty_pack(data: Tensor) -> list[Tensor]:
+def empty_pack(data: Tensor, precision: str = "highest") -> list[Tensor]:
     """Tensors like those of `pack`."""
     from pfgm_fast.kernels import digits
 
-    if data.shape[1] <= NARROW or data.element_size() == 8:
+    if data.shape[1] <= NARROW:
+        return [data.new_empty(data.shape[1], len(data))]
+    if data.element_size() == 8:
         return []
-    return [*digits.empty(*data.shape, 1 if data.element_size() == 1 else digits.FLOAT, data.device)]
+    rough = precision == "high"
+    planes = 1 if data.element_size() == 1 else digits.ROUGH if rough else digits.FLOAT
+    return [*digits.empty(*data.shape, planes, data.device)][: 3 if rough else 4]
 
 
 def posterior(
@@ -79,7 +90,7 @@ def posterior(
     x, N = x.contiguous(), x.shape[1]
     with torch.cuda.device_of(x):
         if N <= NARROW:
-            mean, log_sum = direct.posterior(x, scale, *data[:2], log_weights, segments, power)
+            mean, log_sum = direct.posterior(x, scale, data[2].t(), data[1], log_weights, segments, power)
         elif N <= MIDDLING and x.dtype == torch.float32 and log_weights is None:
             mean, log_sum = fused.posterior(x, scale, data, segments, power)
         else:

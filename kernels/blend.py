@@ -11,12 +11,11 @@ from torch import Tensor
 
 from pfgm_fast.kernels import tiles
 from pfgm_fast.kernels.digits import Digits, power_of_two
-from pfgm_fast.kernels.weigh import DOUBLES, Weights
+from pfgm_fast.kernels.weigh import DOUBLES, LIFT, Weights
 
 COLUMNS = {"pixels": 128, "floats": 128, "doubles": 32}  # of a mean, in one program
 PARTS = 8  # partial sums over the data; which tiles go into which is part of the result's bits
-LIFT = tl.constexpr(2.0**15)  # weights of at most 1 fill the range of float16
-LEAST = tl.constexpr(2.0**-40)  # and what is at most that, times LIFT, is 0 in float16
+LEAST = tl.constexpr(2.0**-40)  # what is at most that, times LIFT, is 0 in float16
 
 
 class Shares(NamedTuple):
@@ -41,12 +40,13 @@ def share(peak: Tensor, mass: Tensor) -> Shares:
 def mean(w: Weights, shares: Shares, points: Tensor, center: Tensor, y: Digits | None, out: Tensor) -> None:
     """Writes the posterior mean (B, N) of some rows. `y`: digits of the data, None to compute in float64."""
     (B, T), (M, N) = w.peak.shape, points.shape
-    kind = kind_of(y)
-    tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, f"{kind} {w.block}")
+    kind, rough = kind_of(y), w.doubt is None
+    sizes = f"{'rough ' if rough else ''}{kind} {w.block}"
+    tile = DOUBLES if kind == "doubles" else tiles.choose("wide.blend", out.device, sizes)
     columns = COLUMNS[kind]
     span = triton.cdiv(T, PARTS)
     parts = triton.cdiv(T, span)
-    partial = torch.empty(parts, B, N, dtype=w.weights.dtype, device=out.device)
+    partial = torch.empty(parts, B, N, dtype=w.mass.dtype, device=out.device)
     source = y.planes if y is not None and kind == "pixels" else points
     _blend[(triton.cdiv(B, tile.rows) * triton.cdiv(N, columns), parts)](
         *(w.weights, shares.share, source, center, center if y is None else y.exponent, partial),
@@ -141,6 +141,7 @@ def _blend(
     column = tl.minimum(n, N - 1)
     k = tl.arange(0, STEP)
     DTYPE: tl.constexpr = partial.dtype.element_ty
+    ROUGH: tl.constexpr = weights.dtype.element_ty == tl.float16  # and LIFTed
     c = tl.load(center + column).to(DTYPE)
     if KIND == "floats":
         scale = power_of_two(-tl.load(exponent)).to(tl.float32)
@@ -154,7 +155,8 @@ def _blend(
             for start in tl.static_range(0, BLOCK, STEP):
                 first = t * BLOCK + start
                 weight = tl.load(weights[:, None] + (first + k)[None, :])
-                weight = tl.where((lot > 0)[:, None], weight * lot[:, None], 0.0)
+                if not ROUGH:  # or the product is multiplied, since weights are not to be rounded again
+                    weight = tl.where((lot > 0)[:, None], weight * lot[:, None], 0.0)
                 # beyond the last datum weights are 0: any datum will do
                 j = tl.maximum(tl.minimum(k, M - 1 - first), 0)
                 base = points + tl.minimum(first, M - 1).to(tl.int64) * stride
@@ -164,7 +166,12 @@ def _blend(
                 else:
                     if KIND == "floats":
                         y = (y - c[None, :]) * scale
-                    product = product_of_halves(weight, y, product)
+                    if ROUGH:
+                        product = tl.dot(weight, y.to(tl.float16), product)
+                    else:
+                        product = product_of_halves(weight, y, product)
+            if ROUGH:
+                product *= tl.where(lot > 0, lot, 0.0)[:, None]
             total += product
     out = partial + (tl.cast(tl.program_id(1), tl.int64) * B + row[:, None]) * N + n[None, :]
     tl.store(out, total, mask=(i < B)[:, None] & (n < N)[None, :])

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FLOAT, QUERY = 4, 3  # digits of a floating value, and of a query among pixels
+FLOAT, QUERY = 4, 3  # digits of a floating value, and of a query among pixels, for precision "highest",
+ROUGH = 2  # and of either for "high"
 ALIGNMENT = 32  # digits: the least depth of an int8 product
+SHORT = 128  # digits: up to here their number is a power of two, so that one step of a product takes all
 PIXEL = 2 / 255  # of data units in one unit of a pixel's digits, u - 128
 COLUMNS = 1024
 
@@ -26,13 +28,14 @@ class Digits(NamedTuple):
 
     exponent: (R,) int32, or (1,) for one that all rows share.
     squares: (R,) int64, the sum of squares in units of 2^(2e - 32).
-    error: (R,) float64, the norm of what rounding took away; or (1,), the largest.
+    error: (R,) float64, the norm of what rounding took away; or (1,), the largest; or None: precision "high", where
+        what rounding does to a log weight is let be.
     """
 
     planes: Tensor
     exponent: Tensor
     squares: Tensor
-    error: Tensor
+    error: Tensor | None = None
 
 
 def units_per_datum(pixels: bool) -> float:
@@ -41,7 +44,7 @@ def units_per_datum(pixels: bool) -> float:
 
 
 def width(N: int) -> int:
-    return -(-N // ALIGNMENT) * ALIGNMENT
+    return -(-N // ALIGNMENT) * ALIGNMENT if N > SHORT else max(ALIGNMENT, triton.next_power_of_2(N))
 
 
 def leading(N: int) -> int:
@@ -49,27 +52,33 @@ def leading(N: int) -> int:
     return 127 >> max(0, math.ceil((math.log2(max(N, 1)) - 17) / 2))
 
 
-def of_pixels(data: Tensor) -> Digits:
+def of_pixels(data: Tensor, rough: bool = False) -> Digits:
     """8-bit images (M, N) uint8 as one digit, u - 128: nothing is rounded."""
     exponent = torch.zeros(1, dtype=torch.int32, device=data.device)
-    origin = torch.full((data.shape[1],), 128.0, dtype=torch.float64, device=data.device)
-    return _shared(_cut(data, origin, 1.0, exponent, planes=1, shared=True))
+    return _shared(_cut(data, None, 1.0, 128.0, exponent, planes=1, shared=True), rough)
 
 
-def of_data(data: Tensor, center: Tensor) -> Digits:
+def of_data(data: Tensor, center: Tensor, rough: bool = False) -> Digits:
     """Data (M, N) less their centre, with one exponent for all."""
     M, N = data.shape
-    largest = torch.empty(M, dtype=torch.float64, device=data.device)
-    _extent[(M,)](data, center, largest, 1.0, N, BLOCK=COLUMNS, num_warps=4, num_stages=2, enable_fp_fusion=False)
+    largest, rows = torch.empty(M, dtype=torch.float64, device=data.device), _rows_of(data)
+    _extent[(triton.cdiv(M, rows),)](
+        *(data, center, largest, 1.0, 0.0, M, N),
+        *(rows, COLUMNS),
+        num_warps=4,
+        num_stages=2,
+        enable_fp_fusion=False,
+    )
     exponent = torch.frexp(largest.amax(0, keepdim=True) / leading(N)).exponent.clamp_min(-400)
-    return _shared(_cut(data, center, 1.0, exponent, FLOAT, shared=True))
+    return _shared(_cut(data, center, 1.0, 0.0, exponent, ROUGH if rough else FLOAT, shared=True), rough)
 
 
 def of_queries(x: Tensor, data: Digits, center: Tensor) -> Digits:
     """Queries (B, N) in the units of the data's digits, each with an exponent of its own, not below the data's."""
-    if len(data.planes) > 1:
-        return _cut(x, center, 1.0, data.exponent, FLOAT, shared=False)
-    return _cut(x, torch.full_like(center, 0.5), 1 / PIXEL, data.exponent, QUERY, shared=False)
+    rough = data.error is None
+    if len(data.planes) == 1:
+        return _cut(x, None, 1 / PIXEL, 0.5, data.exponent, ROUGH if rough else QUERY, shared=False)
+    return _cut(x, center, 1.0, 0.0, data.exponent, ROUGH if rough else FLOAT, shared=False)
 
 
 def empty(M: int, N: int, planes: int, device: torch.device, exponents: int = 1) -> Digits:
@@ -81,18 +90,27 @@ def empty(M: int, N: int, planes: int, device: torch.device, exponents: int = 1)
     )
 
 
-def _shared(digits: Digits) -> Digits:
-    return digits._replace(exponent=digits.exponent[:1].clone(), error=digits.error.amax(0, keepdim=True))
+def _shared(digits: Digits, rough: bool) -> Digits:
+    error = None if rough or digits.error is None else digits.error.amax(0, keepdim=True)
+    return digits._replace(exponent=digits.exponent[:1].clone(), error=error)
 
 
-def _cut(rows: Tensor, origin: Tensor, gain: float, exponent: Tensor, planes: int, shared: bool) -> Digits:
+def _rows_of(rows: Tensor) -> int:
+    """Rows of a program: the interpreter pays for each program."""
+    return 64 if rows.device.type == "cpu" else 1
+
+
+def _cut(
+    rows: Tensor, origin: Tensor | None, gain: float, middle: float, exponent: Tensor, planes: int, shared: bool
+) -> Digits:
+    """Digits of gain rows - middle - origin."""
     R, N = rows.shape
-    out = empty(R, N, planes, rows.device, exponents=R)
-    _digits[(R,)](
+    out, some = empty(R, N, planes, rows.device, exponents=R), _rows_of(rows)
+    _digits[(triton.cdiv(R, some),)](
         *(rows, origin, exponent, *out),
-        *(gain, leading(N), R, N, width(N)),
-        *(planes, shared, COLUMNS),
-        num_warps=4,
+        *(gain, middle, leading(N), R, N, width(N)),
+        *(planes, shared, some, COLUMNS),
+        num_warps=8,
         num_stages=2,
         enable_fp_fusion=False,
     )
@@ -100,27 +118,29 @@ def _cut(rows: Tensor, origin: Tensor, gain: float, exponent: Tensor, planes: in
 
 
 @triton.jit
-def _values(rows, origin, gain, row, k, N):
-    inside = k < N
-    value = tl.load(rows + row * N + k, mask=inside, other=0).to(tl.float64)
-    return tl.where(inside, value * gain - tl.load(origin + k, mask=inside, other=0.0), 0.0)
+def _values(rows, origin, gain, middle, row, k, N):
+    inside = (k < N)[None, :]
+    value = tl.load((rows + row * N)[:, None] + k[None, :], mask=inside, other=0).to(tl.float64) * gain - middle
+    if origin is not None:
+        value -= tl.load(origin + k, mask=k < N, other=0.0)[None, :]
+    return tl.where(inside, value, 0.0)
 
 
 @triton.jit
-def _largest(rows, origin, gain, row, N, BLOCK: tl.constexpr):
-    """The largest magnitude of a row; NaN and infinity come out as infinity."""
+def _largest(rows, origin, gain, middle, row, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest magnitude of each row; NaN and infinity come out as infinity."""
     k = tl.arange(0, BLOCK)
-    largest = tl.zeros((BLOCK,), tl.float64)
+    largest = tl.zeros((ROWS, BLOCK), tl.float64)
     for start in range(0, N, BLOCK):
-        value = tl.abs(_values(rows, origin, gain, row, start + k, N))
+        value = tl.abs(_values(rows, origin, gain, middle, row, start + k, N))
         largest = tl.maximum(largest, tl.where(value == value, value, float("inf")))
-    return tl.max(largest, 0)
+    return tl.max(largest, 1)
 
 
 @triton.jit
-def _extent(rows, origin, largest, gain, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    tl.store(largest + row, _largest(rows, origin, gain, row, N, BLOCK))
+def _extent(rows, origin, largest, gain, middle, R, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    tl.store(largest + row, _largest(rows, origin, gain, middle, row, N, ROWS, BLOCK))
 
 
 @triton.jit
@@ -138,30 +158,32 @@ def _digits(
     squares,
     error,
     gain,
+    middle,
     leading,
     R,
     N,
     width,
     PLANES: tl.constexpr,
     SHARED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    e = tl.load(given)
-    valid = True
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    e = tl.load(given + row * 0)
+    valid = row >= 0
     if not SHARED:
-        largest = _largest(rows, origin, gain, row, N, BLOCK)
+        largest = _largest(rows, origin, gain, middle, row, N, ROWS, BLOCK)
         valid = largest < float("inf")
         field = ((largest / leading).to(tl.int64, bitcast=True) >> 52).to(tl.int32)
         e = tl.where(valid, tl.maximum(e, field - 1022), e)
-    to_integer = power_of_two(8 * (PLANES - 1) - e)
-    back = power_of_two(e - 8 * (PLANES - 1))
+    to_integer = power_of_two(8 * (PLANES - 1) - e)[:, None]
+    back = power_of_two(e - 8 * (PLANES - 1))[:, None]
     k = tl.arange(0, BLOCK)
-    square = tl.zeros((BLOCK,), tl.float64)
-    lost = tl.zeros((BLOCK,), tl.float64)
+    square = tl.zeros((ROWS, BLOCK), tl.float64)
+    lost = tl.zeros((ROWS, BLOCK), tl.float64)
     for start in range(0, width, BLOCK):
-        value = _values(rows, origin, gain, row, start + k, N)
-        value = tl.where(valid, value, 0.0)
+        value = _values(rows, origin, gain, middle, row, start + k, N)
+        value = tl.where(valid[:, None], value, 0.0)
         integer = tl.floor(value * to_integer + 0.5).to(tl.int32)
         rounded = integer.to(tl.float64) * back
         lost += (value - rounded) * (value - rounded)
@@ -169,8 +191,8 @@ def _digits(
         for t in tl.static_range(PLANES - 1, -1, -1):
             digit = ((integer + 128) & 255) - 128
             integer = (integer - digit) >> 8
-            place = planes + (t * R + row) * width + start + k
-            tl.store(place, digit.to(tl.int8), mask=start + k < width)
+            place = planes + (t * R + row) * width
+            tl.store(place[:, None] + (start + k)[None, :], digit.to(tl.int8), mask=(start + k < width)[None, :])
     tl.store(exponent + row, e)
-    tl.store(squares + row, (tl.sum(square, 0) * power_of_two(32 - 2 * e)).to(tl.int64))
-    tl.store(error + row, tl.where(valid, tl.sqrt(tl.sum(lost, 0)), float("nan")))
+    tl.store(squares + row, (tl.sum(square, 1) * power_of_two(32 - 2 * e)).to(tl.int64))
+    tl.store(error + row, tl.where(valid, tl.sqrt(tl.sum(lost, 1)), float("nan")))

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pfgm_fast.kernels import pairs
+from pfgm_fast.kernels.log_weights import LOG2_E
 
 PARTIALS = 1 << 26  # bytes of partial results; more rows are served in turns
 COLUMNS = 128  # data of a block
@@ -132,15 +133,15 @@ def _accumulation_pass(
     near = best * grid * grid
     factor = 1 / (near + scales)
     if KIND == "gaussian":
-        factor = -1 / scales * pairs.LOG2_E
+        factor = -1 / scales * LOG2_E
     elif KIND == "linear":
-        factor *= -power * pairs.LOG2_E
+        factor *= -power * LOG2_E
     factor = tl.maximum(factor, -1e37).to(step.dtype)[:, None]
     near, best, scales = near.to(step.dtype)[:, None], best[:, None], scales[:, None]
     start = 0.0 if DOUBLE else -near
     if KIND == "root":
         start = scales.to(step.dtype)
-    rate = (-power * pairs.LOG2_E).to(step.dtype)
+    rate = (-power * LOG2_E).to(step.dtype)
     first, bounds, lower, upper = _span(split, wanted, segments, rows, M, length, BLOCK)
     data += first
     masses = None if masses is None else masses + first

@@ -11,9 +11,7 @@ import math
 import triton
 import triton.language as tl
 
-from pfgm_fast.kernels.log_weights import log1p, log_weight
-
-LOG2_E = tl.constexpr(math.log2(math.e))
+from pfgm_fast.kernels.log_weights import log2_weight, log_weight
 
 
 def kind_of(power: float, double: bool, masses: bool) -> tuple[str, int]:
@@ -153,21 +151,5 @@ def weight(rho, near, factor, rate, KIND: tl.constexpr, TWICE: tl.constexpr):
             r = r * r
     else:
         u = (rho - near if rho.dtype == tl.float64 else rho) * factor
-        # log1p(u)/u interpolated in Chebyshev nodes, on [0, 0.08], [0, 0.31] and [0, 0.62]: weights are right to 1e-6;
-        # beyond, where they are below e^-17, u times the polynomial still grows
-        if KIND == "quadratic":
-            q = tl.fma(u, rate * 0.305355858, rate * -0.499177441)
-            u = u * tl.fma(u, q, rate * 0.999996357)
-        elif KIND == "quartic":
-            q = tl.fma(u, rate * 0.111400238, rate * -0.228951556)
-            q = tl.fma(u, tl.fma(u, q, rate * 0.331138739), rate * -0.499917242)
-            u = u * tl.fma(u, q, rate * 0.99999949)
-        elif KIND == "sextic":
-            q = tl.fma(u, rate * 0.0294586418, rate * -0.0994698862)
-            q = tl.fma(u, tl.fma(u, q, rate * 0.17628716), rate * -0.245339558)
-            q = tl.fma(u, tl.fma(u, q, rate * 0.332877826), rate * -0.499982835)
-            u = u * tl.fma(u, q, rate * 0.999999892)
-        elif KIND == "log":
-            u = log1p(tl.minimum(u, 1e38)) * rate
-        w = tl.exp2(u)
+        w = tl.exp2(log2_weight(u, rate, KIND))
     return w

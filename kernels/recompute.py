@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pfgm_fast.kernels.blend import LIFT
 from pfgm_fast.kernels.digits import power_of_two, units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight
 from pfgm_fast.kernels.mend import distances, negligible
+from pfgm_fast.kernels.weigh import LIFT
 
 
 class Sums(NamedTuple):
@@ -22,25 +22,30 @@ class Sums(NamedTuple):
     partial: (parts, B, N), the weighted sums of the data, relative to peak. peak: (B, parts) float64, the largest log
     weight of a part. mass: (B, parts), the sum of its weights. lowest: (B, parts), a log weight that its largest is not
     below. doubtful: (B, parts), one that no log weight in doubt is above. reach: (B, tiles), one that none of a tile's
-    is above. The last three in float32, which is off by less than the margin that they are used with.
+    is above. The last three in float32, which is off by less than the margin that they are used with; None if errors
+    are let be.
     """
 
     partial: Tensor
     peak: Tensor
     mass: Tensor
-    lowest: Tensor
-    doubtful: Tensor
-    reach: Tensor
+    lowest: Tensor | None = None
+    doubtful: Tensor | None = None
+    reach: Tensor | None = None
 
     @classmethod
-    def empty(cls, B: int, N: int, parts: int, tiles: int, device: torch.device) -> Sums:
+    def empty(cls, B: int, N: int, parts: int, device: torch.device) -> Sums:
         return cls(
             torch.empty(parts, B, N, device=device, dtype=torch.float32),
             torch.empty(B, parts, device=device, dtype=torch.float64),
             torch.empty(B, parts, device=device, dtype=torch.float32),
-            torch.empty(B, parts, device=device, dtype=torch.float32),
-            torch.empty(B, parts, device=device, dtype=torch.float32),
-            torch.full((B, tiles), -math.inf, device=device, dtype=torch.float32),
+        )
+
+    def doubted(self, tiles: int) -> Sums:
+        """The same with room for what tells which are in doubt."""
+        lowest, doubtful = torch.empty_like(self.mass), torch.empty_like(self.mass)
+        return self._replace(
+            lowest=lowest, doubtful=doubtful, reach=self.mass.new_full((len(self.mass), tiles), -math.inf)
         )
 
 
@@ -57,7 +62,7 @@ def recompute(
     points, center, _, exponent = data[:4]
     pixels = points.dtype == torch.uint8
     (B, N), M = x.shape, len(points)
-    parts, T = sums.peak.shape[1], sums.reach.shape[1]
+    parts, T = sums.peak.shape[1], triton.cdiv(M, block)
     _recompute[(B,)](
         *(*sums, x, scale, points, center, exponent, segments),
         *(power, units_per_datum(pixels), negligible(M), B, M, N, parts, T),
@@ -107,7 +112,7 @@ def _recompute(
     place, inside = row * parts + part, part < parts
     threshold = tl.max(tl.load(lowest + place, mask=inside, other=float("-inf")), 0) - negligible
     highest = tl.max(tl.load(doubtful + place, mask=inside, other=float("-inf")), 0)
-    if highest >= threshold:
+    if (highest >= threshold) & (highest > float("-inf")):  # a bad row has no threshold
         s = tl.load(scale + row) * unit
         first, last = 0, M
         if SEGMENTS:

@@ -1,27 +1,103 @@
-"""Scores of a tile: |y|^2 - 2 x.y, the squared distance less |x|^2, in integers that are exact or in float64."""
+"""Scores of a tile: |y|^2 - 2 x.y, the squared distance less |x|^2, in integers that are exact or in float64.
+
+A product of digits of places s and t has order s + t. A query with X digits is multiplied with data that have as many,
+or one if they are pixels, and a score is in units of order X - 1, 2^(ex + ey + 1 - 8 (X - 1)). With four digits a side
+the products of orders above that are left out; with two they are taken and rounded down.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from pfgm_fast.kernels.digits import SHORT as _SHORT
 from pfgm_fast.kernels.digits import power_of_two
+from pfgm_fast.kernels.pairs import appended, nothing
 
 CHUNK = tl.constexpr(1 << 14)  # digits: so many products of two, four at a time, sum to less than 2^31
+SHORT = tl.constexpr(_SHORT)  # digits: so many products of orders 0 and 1 make one number of 32 bits
 
 
 @triton.jit
-def units_of(x_exponent, x_squares, x_error, y_exponent, y_error, left_out, row, PLANES: tl.constexpr):
-    """Of rows (ROWS,): by how many bits the units of |y|^2 are finer than those of the scores; these; |x|^2; and the
+def units_of(x_exponent, x_squares, x_error, y_exponent, row, X: tl.constexpr):
+    """Of rows (ROWS,): the bits by which |y|^2 is finer than the scores, their unit, |x|^2, and NaN where x is not
 
-    error and slack of a squared distance d, which is off by 2 error sqrt(d) + slack at most.
+    finite, else 0.
     """
     ex, ey = tl.load(x_exponent + row), tl.load(y_exponent)
-    shift = tl.minimum(ex - ey + (9 if PLANES > 1 else 17), 62)
-    ulp = power_of_two(ex + ey + (-23 if PLANES > 1 else -15))
+    shift = tl.minimum(ex - ey + (41 - 8 * X), 62)
+    ulp = power_of_two(ex + ey + (9 - 8 * X))
     norm = tl.load(x_squares + row).to(tl.float64) * power_of_two(2 * ex - 32)
+    error = tl.load(x_error + row)
+    return shift, ulp, norm, error - error
+
+
+@triton.jit
+def errors_of(x_exponent, x_error, y_exponent, y_error, left_out, row):
+    """error and slack (ROWS,) of a squared distance d, which is off by 2 error sqrt(d) + slack at most."""
     error = tl.load(x_error + row) + tl.load(y_error)
-    return shift, ulp, norm, error, error * error + left_out * power_of_two(ex + ey)
+    return error, error * error + left_out * power_of_two(tl.load(x_exponent + row) + tl.load(y_exponent))
+
+
+@triton.jit
+def planes(pointers, plane, COUNT: tl.constexpr):
+    """The tiles of the first planes of digits."""
+    loaded = nothing()
+    for t in tl.static_range(COUNT):
+        loaded = appended(loaded, tl.load(pointers + t * plane))
+    return loaded
+
+
+@triton.jit
+def no_products(ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums of products by order."""
+    zero = tl.zeros((ROWS, BLOCK), tl.int32)
+    return zero, zero, zero, zero
+
+
+@triton.jit
+def multiplied(x, y, sums, X: tl.constexpr, Y: tl.constexpr):
+    order0, order1, order2, order3 = sums
+    order0 = tl.dot(x[0], y[0], order0, out_dtype=tl.int32)
+    order1 = tl.dot(x[1], y[0], order1, out_dtype=tl.int32)
+    if Y > 1:
+        order1 = tl.dot(x[0], y[1], order1, out_dtype=tl.int32)
+        order2 = tl.dot(x[1], y[1], order2, out_dtype=tl.int32)
+    if X > 2:
+        order2 = tl.dot(x[2], y[0], order2, out_dtype=tl.int32)
+    if Y > 2:
+        order2 = tl.dot(x[0], y[2], order2, out_dtype=tl.int32)
+        order3 = tl.dot(x[3], y[0], order3, out_dtype=tl.int32)
+        order3 = tl.dot(x[2], y[1], order3, out_dtype=tl.int32)
+        order3 = tl.dot(x[1], y[2], order3, out_dtype=tl.int32)
+        order3 = tl.dot(x[0], y[3], order3, out_dtype=tl.int32)
+    return order0, order1, order2, order3
+
+
+@triton.jit
+def joined(sums, X: tl.constexpr, Y: tl.constexpr, TYPE: tl.constexpr):
+    """x.y, int64 or, where sums are SHORT, int32 if that holds it; leading orders are joined in TYPE."""
+    order0, order1, order2, order3 = sums
+    product = (order0.to(TYPE) << 8) + order1
+    if X == 2:
+        if Y == 2:
+            product += order2 >> 8
+    elif X == 3:
+        product = (product.to(tl.int64) << 8) + order2
+    else:
+        product = (product.to(tl.int64) << 16) + ((order2.to(TYPE) << 8) + order3)
+    return product
+
+
+@triton.jit
+def of_product(product, y_squares, shift):
+    """Scores like the product, from |y|^2 (1, BLOCK)."""
+    if product.dtype == tl.int32:
+        score = ((y_squares >> 24).to(tl.int32) >> tl.minimum(shift - 24, 31)[:, None]) - product
+    else:
+        shift = shift[:, None].to(tl.int64)
+        score = ((y_squares + ((1 << shift) >> 1)) >> shift) - product
+    return score
 
 
 @triton.jit
@@ -36,17 +112,14 @@ def of_digits(
     M,
     width,
     depth,
-    PLANES: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
     DEEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """int64 (ROWS, BLOCK), in units of 2^(ex + ey + 1 - 8 orders), where orders is one less than those summed below.
-
-    A product of digits of places s and t has order s + t. Of data with four digits the orders 0 to 3 are taken, of
-    pixels, which have one, all: 0 to 2. Sums are over the first `depth` digits.
-    """
+    """int64 (ROWS, BLOCK), over the first `depth` digits."""
     k = tl.arange(0, STEP)
     xp = x + i.to(tl.int64)[:, None] * width + k[None, :]
     yp = y + j.to(tl.int64)[None, :] * width + k[:, None]
@@ -56,12 +129,10 @@ def of_digits(
         product = tl.zeros((ROWS, BLOCK), tl.int64)
         for start in range(0, depth, CHUNK):
             part = tl.minimum(depth - start, CHUNK)
-            product += _product(xp + start, yp + start, x_plane, y_plane, part, PLANES, ROWS, BLOCK, STEP)
+            product += _product(xp + start, yp + start, x_plane, y_plane, part, X, Y, ROWS, BLOCK, STEP)
     else:
-        product = _product(xp, yp, x_plane, y_plane, depth, PLANES, ROWS, BLOCK, STEP)
-    squares = tl.load(y_squares + j)[None, :]
-    shift = shift[:, None].to(tl.int64)
-    return ((squares + ((1 << shift) >> 1)) >> shift) - product
+        product = _product(xp, yp, x_plane, y_plane, depth, X, Y, ROWS, BLOCK, STEP)
+    return of_product(product, tl.load(y_squares + j)[None, :], shift)
 
 
 @triton.jit
@@ -71,37 +142,18 @@ def _product(
     x_plane,
     y_plane,
     depth,
-    PLANES: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    order0 = tl.zeros((ROWS, BLOCK), tl.int32)
-    order1 = tl.zeros((ROWS, BLOCK), tl.int32)
-    order2 = tl.zeros((ROWS, BLOCK), tl.int32)
-    order3 = tl.zeros((ROWS, BLOCK), tl.int32)
+    sums = no_products(ROWS, BLOCK)
     for _ in range(0, depth, STEP):
-        x0, x1, x2 = tl.load(xp), tl.load(xp + x_plane), tl.load(xp + 2 * x_plane)
-        y0 = tl.load(yp)
-        order0 = tl.dot(x0, y0, order0, out_dtype=tl.int32)
-        order1 = tl.dot(x1, y0, order1, out_dtype=tl.int32)
-        order2 = tl.dot(x2, y0, order2, out_dtype=tl.int32)
-        if PLANES > 1:
-            x3 = tl.load(xp + 3 * x_plane)
-            y1, y2, y3 = tl.load(yp + y_plane), tl.load(yp + 2 * y_plane), tl.load(yp + 3 * y_plane)
-            order1 = tl.dot(x0, y1, order1, out_dtype=tl.int32)
-            order2 = tl.dot(x1, y1, order2, out_dtype=tl.int32)
-            order2 = tl.dot(x0, y2, order2, out_dtype=tl.int32)
-            order3 = tl.dot(x3, y0, order3, out_dtype=tl.int32)
-            order3 = tl.dot(x2, y1, order3, out_dtype=tl.int32)
-            order3 = tl.dot(x1, y2, order3, out_dtype=tl.int32)
-            order3 = tl.dot(x0, y3, order3, out_dtype=tl.int32)
+        sums = multiplied(planes(xp, x_plane, X), planes(yp, y_plane, Y), sums, X, Y)
         xp += STEP
         yp += STEP
-    product = (order0.to(tl.int64) << 16) + (order1.to(tl.int64) << 8) + order2.to(tl.int64)
-    if PLANES > 1:
-        product = (product << 8) + order3.to(tl.int64)
-    return product
+    return joined(sums, X, Y, tl.int64)
 
 
 @triton.jit

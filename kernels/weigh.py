@@ -13,24 +13,26 @@ from torch import Tensor
 from pfgm_fast.kernels import tiles
 from pfgm_fast.kernels.digits import Digits, units_per_datum
 from pfgm_fast.kernels.log_weights import log_weight
-from pfgm_fast.kernels.scores import CHUNK, of_digits, of_doubles, units_of
+from pfgm_fast.kernels.scores import CHUNK, errors_of, of_digits, of_doubles, units_of
 
 DOUBLES = tiles.Tile(32, 4, 2)  # of float64: not tuned, as sums of it would change their order
 SPREAD = tl.constexpr(40.0)  # nats: no pair that far below the nearest one of a Gaussian matters
+LIFT = tl.constexpr(2.0**15)  # weights of at most 1 fill the range of float16
 
 
 class Weights(NamedTuple):
     """Weights (B, tiles * block) of some rows, those of each tile of `block` data relative to the largest among them.
 
+    weights: float64 or float32, or for precision "high" float16, and then LIFT times as large.
     peak: (B, tiles) float64, the log weight that the weights of a tile are relative to; -inf where the row sees none.
-    mass: (B, tiles), their sum.
-    doubt: (B, tiles) float32, by how many nats a log weight near the peak may be off.
+    mass: (B, tiles), their sum, of rounded ones if they are rounded.
+    doubt: (B, tiles) float32, by how many nats a log weight near the peak may be off; None if that is let be.
     """
 
     weights: Tensor
     peak: Tensor
     mass: Tensor
-    doubt: Tensor
+    doubt: Tensor | None
 
     @property
     def block(self) -> int:
@@ -38,7 +40,7 @@ class Weights(NamedTuple):
 
 
 def left_out(N: int, planes: int) -> float:
-    """The most that the terms which `scores.of_digits` leaves out add up to, in units of 2^(ex + ey)."""
+    """The most that the terms which scores of "highest" leave out add up to, in units of 2^(ex + ey)."""
     return 2 * N * 3.05 * 2.0**14 * 2.0**-32 if planes > 1 else 2.0**-16
 
 
@@ -51,17 +53,19 @@ def by_digits(
     power: float,
     N: int,
 ) -> Weights:
-    """Weights of the queries x (B, N) over the data y (M, N), float32."""
+    """Weights of the queries x (B, N) over the data y (M, N), in float32 or, if the data say so, roughly."""
     planes, M, width = y.planes.shape
-    pixels = planes == 1
+    pixels, rough = planes == 1, y.error is None
     deep = width > CHUNK.value * (4 if pixels else 1)  # of pixels, one product and not four is summed in each order
     plain = pixels and not deep and log_weights is None
-    out = _empty(len(scale), M, 128 if plain else 64, torch.float32, scale.device)
-    tile = tiles.choose("wide.weigh", scale.device, f"{'deep ' if deep else ''}{'pixels' if pixels else 'floats'}")
+    out = _empty(len(scale), M, 128 if plain else 64, torch.float16 if rough else torch.float32, scale.device)
+    kind = f"{'rough ' if rough else ''}{'deep ' if deep else ''}{'pixels' if pixels else 'floats'}"
+    tile = tiles.choose("wide.weigh", scale.device, kind)
     _weigh_digits[_grid(out, tile)](
         *(*x, *y, scale, log_weights, segments, *out),
         *(power, units_per_datum(pixels), left_out(N, planes), len(scale), M, width),
-        PLANES=planes,
+        X=len(x.planes),
+        Y=planes,
         DEEP=deep,
         STEP=next(step for step in (128, 64, 32) if width % step == 0),
         **_options(out, tile, log_weights, segments, power),
@@ -91,9 +95,10 @@ def by_doubles(
 
 
 def _empty(B: int, M: int, block: int, dtype: torch.dtype, device: torch.device) -> Weights:
-    T = triton.cdiv(M, block)
-    kinds = ((T * block, dtype), (T, torch.float64), (T, dtype), (T, torch.float32))
-    return Weights(*(torch.empty(B, n, dtype=kind, device=device) for n, kind in kinds))
+    T, rough = triton.cdiv(M, block), dtype == torch.float16
+    kinds = ((T * block, dtype), (T, torch.float64), (T, torch.float32 if rough else dtype), (T, torch.float32))
+    weights, peak, mass, doubt = (torch.empty(B, n, dtype=kind, device=device) for n, kind in kinds)
+    return Weights(weights, peak, mass, None if rough else doubt)
 
 
 def _grid(out: Weights, tile: tiles.Tile) -> tuple[int]:
@@ -137,7 +142,8 @@ def _weigh_digits(
     B,
     M,
     width,
-    PLANES: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
     DEEP: tl.constexpr,
     STEP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
@@ -147,13 +153,14 @@ def _weigh_digits(
     BLOCK: tl.constexpr,
 ):
     i, j, row, column, visible, depth = _tile(segments, B, M, width, SEGMENTS, ROWS, BLOCK)
-    shift, ulp, norm, error, slack = units_of(
-        x_exponent, x_squares, x_error, y_exponent, y_error, left_out, row, PLANES
-    )
-    s = tl.load(scale + row) * unit + (error - error)  # NaN where the query is not finite
-    score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, PLANES, DEEP, ROWS, BLOCK, STEP)
+    shift, ulp, norm, nothing = units_of(x_exponent, x_squares, x_error, y_exponent, row, X)
+    s = tl.load(scale + row) * unit + nothing
+    score = of_digits(x, y, y_squares, shift, row, column, B, M, width, depth, X, Y, DEEP, ROWS, BLOCK, STEP)
     excess, rho = nearest_first(score, visible, norm, ulp, tl.float32)
-    off = doubt_of(excess, rho, ulp, error, slack, s, power, GAUSSIAN, PRIOR)
+    off = None
+    if y_error is not None:
+        error, slack = errors_of(x_exponent, x_error, y_exponent, y_error, left_out, row)
+        off = doubt_of(excess, rho, ulp, error, slack, s, power, GAUSSIAN, PRIOR)
     weight, top = softmax(excess, rho, visible, ulp, s, log_weights, column, power, tl.float32, GAUSSIAN, PRIOR)
     _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS, BLOCK)
 
@@ -281,7 +288,14 @@ def sum_of_weights(weight):
 def _store(weight, top, off, weights, peak, mass, doubt, i, j, B, M, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     tiles = tl.cast(tl.cdiv(M, BLOCK), tl.int64)
     place = i.to(tl.int64) * tiles + tl.program_id(0) // tl.cdiv(B, ROWS)
-    tl.store(weights + i.to(tl.int64)[:, None] * tiles * BLOCK + j[None, :], weight, mask=(i < B)[:, None])
+    at = weights + i.to(tl.int64)[:, None] * tiles * BLOCK + j[None, :]
+    if weights.dtype.element_ty == tl.float16:
+        half = (weight * LIFT).to(tl.float16)
+        tl.store(at, half, mask=(i < B)[:, None])
+        weight = half.to(tl.float32) / LIFT
+    else:
+        tl.store(at, weight, mask=(i < B)[:, None])
     tl.store(peak + place, top, mask=i < B)
     tl.store(mass + place, sum_of_weights(weight), mask=i < B)
-    tl.store(doubt + place, off.to(tl.float32), mask=i < B)
+    if doubt is not None:
+        tl.store(doubt + place, off.to(tl.float32), mask=i < B)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfgm_fast.kernels import blend, chunks, digits, weigh
+from pfgm_fast.kernels import NARROW, blend, chunks, digits, weigh
 from pfgm_fast.kernels.digits import Digits
 from pfgm_fast.kernels.mend import mend
 from pfgm_fast.kernels.weigh import Weights
@@ -44,7 +44,7 @@ def top_weights(
 ) -> tuple[Tensor, Tensor]:
     """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
     B, M, dtype = len(x), len(data[0]), x.dtype
-    if len(data) == 2:  # narrow data have no digits
+    if data[0].shape[1] <= NARROW:  # narrow data have no digits
         x = x.double()
     if x.dtype == torch.float64:
         data = doubles(data)
@@ -53,7 +53,8 @@ def top_weights(
         w = weights(x[rows], scale[rows], data, log_weights, None, power)
         shares = blend.share(w.peak, w.mass)
         share = (shares.share / shares.total[:, None]).repeat_interleave(w.block, 1)
-        found = (w.weights * share)[:, :M].topk(k, 1)
+        weight = w.weights if w.doubt is not None else w.weights.float() / weigh.LIFT.value
+        found = (weight * share)[:, :M].topk(k, 1)
         top[rows], indices[rows] = found.values.to(dtype), found.indices
     return top, indices
 
@@ -66,7 +67,7 @@ def weights(
     segments: Tensor | None,
     power: float,
 ) -> Weights:
-    """The weights of all pairs, right wherever they count; for float64 x the data are those of `doubles`."""
+    """The weights of all pairs, at "highest" right where they count; for float64 x the data are those of `doubles`."""
     points, center = data[:2]
     if x.dtype == torch.float64:
         w = weigh.by_doubles(x, points, center, scale, log_weights, segments, power)
@@ -74,7 +75,8 @@ def weights(
         y = Digits(*data[2:])
         queries = digits.of_queries(x, y, center)
         w = weigh.by_digits(queries, y, scale, log_weights, segments, power, points.shape[1])
-    mend(w, x, scale, points, log_weights, segments, power)
+    if w.doubt is not None:
+        mend(w, x, scale, points, log_weights, segments, power)
     return w
 
 

@@ -15,7 +15,7 @@ from pfgm_fast.rowwise import RowArguments, answer_like
 from pfgm_fast.solution import per_row, shown
 
 WholeSolve = Callable[..., Iterator[None] | None]
-"""whole_solve(record, end, first, last, labels, **options): see `pfgm_fast.EmpiricalField.whole_solve`."""
+"""whole_solve(record, end, levels, labels, **options): see `pfgm_fast.EmpiricalField.whole_solve`."""
 
 
 class RowDenoiser:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfgm_fast import _checks, operator, reference, streaming
+from pfgm_fast import _checks, gradients, operator, reference, streaming, student
+from pfgm_fast.ode import cuda
+from pfgm_fast.ode.native import NativeSlots, solve_field
+from pfgm_fast.solution import Record
 
 PRECISIONS = ("highest", "high")
+
+_EVALUATIONS = 16  # of a whole solve between two looks at the progress bar
 
 
 class EmpiricalField:
@@ -22,22 +29,26 @@ class EmpiricalField:
     exp(a_j) (1 + |x - y_j|^2 / (D sigma^2))^(-(N + D)/2).
 
     Every method takes x as (B, N) or (B, *data), whatever the shape of the field's data if N agrees, and sigma > 0 in
-    data units as a number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. No gradient flows through them.
-    The data are not copied where they need no change: do not write to them while the field is in use.
+    data units as a number, 0-d, (B,) or (B, 1, ..., 1); results have the dtype of x. Gradients with respect to x flow,
+    once and in closed form, through the posterior mean and the log density; a gradient through anything else, or with
+    respect to sigma, is not defined, and a ValueError. The data are not copied where they need no change: do not write
+    to them while the field is in use.
 
     Data in host memory that, as the backend prepares them, would fill more than half of what a GPU `device` has free
     stay where they are, pinned, pageable or memory-mapped (torch.from_numpy(np.load(path, mmap_mode="r"))), and stream
     through it in chunks: once at each call, twice for score (D finite) and effective_sample_size. The repr says
     "streamed from cpu". Labels make it gather rows one by one; data sorted by class spare it that. Such a field keeps
-    every promise but two: torch.compile leaves its calls uncompiled and refuses them where fullgraph=True, and CUDA
-    graphs cannot hold it.
+    every promise but three: torch.compile leaves its calls uncompiled and refuses them where fullgraph=True, CUDA
+    graphs cannot hold it, and no gradient flows.
 
     Args:
         data: (M, *data), M >= 1, floating, or uint8 for images: pixel u stands for (2u - 255)/255 and stays 8-bit.
         D: augmented dimension, a float > 0 or math.inf.
         labels: (M,) int64 >= 0, the class of each datum.
         log_weights: (M,) floating, the log mass a_j of each datum; default 0.
-        precision: "highest" (float32-accurate log weights) or "high" (TF32-class is enough; no faster so far).
+        precision: "highest" (float32-accurate log weights) or "high": on a GPU, for data of more than 16 dimensions
+            that are not float64, several times faster, with coordinates of queries and of floating data rounded to
+            2^-14 of the largest, and the mean summed in float16 of 11 bits (docs/kernels.md); elsewhere as "highest".
         backend: "auto" or a name in pf.info().backends.
         device: where the data goes, or streams to; default: where it is.
     Raises:
@@ -84,13 +95,13 @@ class EmpiricalField:
         self._M = M
         self._data: list[Tensor] = []
         self._stream = None
-        if streaming.needed(data, self.device, self.backend):
-            self._stream = streaming.HostData(data, self._order, self.device, self.backend)
+        if streaming.needed(data, self.device, self.backend, self.precision):
+            self._stream = streaming.HostData(data, self._order, self.device, self.backend, self.precision)
         else:
             _checks.finite("data", data)
             flat = data.detach().reshape(M, -1).to(self.device).to(streaming.computed(data.dtype))
             flat = flat if self._order is None else flat[self._order]
-            self._data = operator.prepare(flat.contiguous(), self.backend)
+            self._data = operator.prepare(flat.contiguous(), self.backend, self.precision)
 
     def __len__(self) -> int:
         return self._M
@@ -102,21 +113,28 @@ class EmpiricalField:
             f"backend={self.backend!r}{streamed})"
         )
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the data have classes."""
+        return self._classes is not None
+
     def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """Posterior mean E[y | x, sigma], like x: the ideal denoiser and PFGM++'s target (2302.04265, section 3).
+
+        Differentiable with respect to x.
 
         Args:
             labels: (B,) int64, restricts each row to the data of its class; -1 = all data.
         """
-        query, scale = self._query(x, sigma)
+        query, scale = self._query(x, sigma, differentiable=True)
         return self._mean(x, query, scale, self._segments(labels, len(x)))
 
     def unchecked(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The same without a look at values, for solvers: sigma is (B,).
 
-        A row with NaN, sigma <= 0 or an unknown class is NaN.
+        A row with NaN, sigma <= 0 or an unknown class is NaN. Differentiable with respect to x.
         """
-        self._check(x)
+        self._check(x, differentiable=True)
         scale = self._scale(sigma.to(_checks.wide(x.device)))
         return self._mean(x, self._flat(x), scale, self._segments(labels, len(x), check=False))
 
@@ -138,12 +156,14 @@ class EmpiricalField:
         return result.to(x.dtype)
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Log density (B,) in nats of the data smoothed by Student-t noise: D degrees of freedom, scale sigma."""
-        query, scale = self._query(x, sigma)
+        """Log density (B,) in nats of the data smoothed by Student-t noise: D degrees of freedom, scale sigma.
+
+        Differentiable with respect to x.
+        """
+        query, scale = self._query(x, sigma, differentiable=True)
         _, log_sum = self._posterior(query, scale, self._power)
         masses = math.log(len(self)) if self._log_weights is None else self._log_weights.logsumexp(0)
-        log_norm = -self.N / 2 * torch.log(math.pi * scale) + _log_gamma_ratio(self.N, self.D)
-        result: Tensor = log_sum - masses + log_norm
+        result: Tensor = log_sum - masses + student.log_normaliser(scale, self.N, self.D)
         return result.to(x.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -152,11 +172,18 @@ class EmpiricalField:
         *_, score = streaming.moments(query, scale, self._power, partial(self._posterior, query, scale))
         return score.to(x.dtype).reshape(x.shape)
 
-    def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes."""
+    def divergence(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """Trace (B,) of the Jacobian of the posterior mean, exactly: no random probes.
+
+        Args:
+            labels: as for the posterior mean; not for data that stream.
+        """
         query, scale = self._query(x, sigma)
+        segments = self._segments(labels, len(x))
         if self._stream is None:
-            result = reference.divergence(query, scale, self._data, self._log_weights, self._power)
+            result = reference.divergence(query, scale, self._data, self._log_weights, self._power, segments)
+        elif segments is not None:
+            raise ValueError("labels must be None for the divergence of data that stream from host memory")
         else:
             result = self._stream.divergence(query, scale, self._log_weights, self._power)
         return result.to(x.dtype)
@@ -187,27 +214,59 @@ class EmpiricalField:
             _, squares = self._run(query, scale, twice, None, 2 * self._power)
         return torch.exp(2 * log_sum - squares).to(x.dtype)
 
+    def whole_solve(
+        self, record: Record, end: Tensor, levels: tuple[float, float], labels: Tensor | None, **options: Any
+    ) -> Iterator[None] | None:
+        """The solver "rk45" from the record's states to `end` without Python, some evaluations for each item.
+
+        For the solvers, which otherwise call `unchecked` for every evaluation: on the CPU in C++, with the same bits;
+        on a GPU, for few dimensions and data, in one launch. None where the field cannot be solved so.
+
+        Args:
+            levels: the noise levels at the ends.
+            labels: as for the posterior mean, not looked at.
+            options: rtol, atol, max_steps, controller and slots of `pfgm_fast.ode.solve`.
+        """
+        mixed = self.dtype == torch.float64 and record.x.dtype != torch.float64
+        if self._stream is not None or mixed:
+            return None
+        self._check(record.x)
+        points, center = self._data[:2]
+        segments = self._segments(labels, len(record.x), check=False)
+        if self.backend == "native":
+            slots = NativeSlots(record, end, **options)
+            return solve_field(
+                slots, points, center, self._log_weights, segments, self.D, *levels, evaluations=_EVALUATIONS
+            )
+        if self.backend == "triton" and cuda.solves_field(record, points):
+            del options["slots"]
+            cuda.solve_field(record, end, points, self._log_weights, segments, self.D, levels, **options)
+            return iter(())
+        return None
+
     @property
     def _power(self) -> float:
         return (self.N + self.D) / 2
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, differentiable: bool = False) -> None:
         _checks.tensor("x", x)
-        _checks.no_grad_needed("x", x)
+        if not (differentiable and gradients.wanted(x)):
+            _checks.no_grad_needed("x", x)
         if x.device != self.device:
             raise ValueError(f"x must be on {self.device} like the data, got {x.device}")
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.N:
             raise ValueError(f"x must be (B, {self.N}) or (B, *data) with N = {self.N}, got shape {tuple(x.shape)}")
 
-    def _query(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _query(self, x: Tensor, sigma: float | Tensor, differentiable: bool = False) -> tuple[Tensor, Tensor]:
         """Checked queries (B, N) in the compute dtype; the kernel's scale (B,): D sigma^2, or 2 sigma^2 for D = inf."""
-        self._check(x)
+        self._check(x, differentiable)
         _checks.finite("x", x)
         return self._flat(x), self._scale(_checks.noise_level(sigma, x))
 
     def _flat(self, x: Tensor) -> Tensor:
         double = torch.float64 in (x.dtype, self.dtype)
-        return x.detach().reshape(len(x), self.N).to(torch.float64 if double else torch.float32).contiguous()
+        x = x if gradients.wanted(x) else x.detach()
+        return x.reshape(len(x), self.N).to(torch.float64 if double else torch.float32).contiguous()
 
     def _scale(self, level: Tensor) -> Tensor:
         level = torch.where(level > 0, level, math.nan)
@@ -224,7 +283,10 @@ class EmpiricalField:
         self, query: Tensor, scale: Tensor, log_weights: Tensor | None, segments: Tensor | None, power: float
     ) -> tuple[Tensor, Tensor]:
         if self._stream is None:
-            return operator.posterior(query, scale, self._data, log_weights, segments, power, self.backend)
+            run = gradients.posterior if query.requires_grad else operator.posterior
+            return run(query, scale, self._data, log_weights, segments, power, self.backend)
+        if query.requires_grad:
+            raise ValueError("x requires a gradient, which is not defined for data that stream from host memory")
         mean, log_sum = self._stream.posterior(query, scale, log_weights, segments, power)
         return mean, log_sum
 
@@ -298,13 +360,3 @@ def _labels(labels: Tensor, count: int, lowest: int, check: bool = True) -> Tens
 def _listed(classes: Tensor) -> str:
     shown = ", ".join(str(c) for c in classes[:10].tolist())
     return shown + (", ..." if len(classes) > 10 else "")
-
-
-def _log_gamma_ratio(N: int, D: float) -> float:
-    """lnGamma((N + D)/2) - lnGamma(D/2), for D = inf with its divergent part (D/2)^(N/2) removed as scale does: 0."""
-    if math.isinf(D):
-        return 0.0
-    h, a = N / 2, D / 2
-    if D < 1e10:
-        return math.lgamma(a + h) - math.lgamma(a)
-    return h * math.log(a) + h * (h - 1) / (2 * a)

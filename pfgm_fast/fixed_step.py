@@ -80,7 +80,7 @@ class _Loop:
         self.known: Known = []
         self.ahead: _Answer | None = None  # at the next level, where the corrector has left it
         self.rows = torch.arange(len(record.x), device=record.x.device)
-        self.on = update.implementation(record.x.device)
+        self.on = update.implementation(record.x)
 
     def step(self, i: int, sigma: float, sigma_next: float, watch: Watch) -> bool:
         """From record.x at sigma to sigma_next; False, with nothing changed, if `watch` says so."""

@@ -13,7 +13,9 @@ torch.ops.pfgm_fast.posterior, so that torch.compile and fake tensors know it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +23,20 @@ from torch import Tensor
 
 from pfgm_fast import _checks, reference
 
+PRECISIONS = ("highest", "high")
+
 
 @dataclass(frozen=True)
 class Backend:
     """An implementation of the operator: a module with unavailable, supports, pack, empty_pack and posterior.
 
-    "auto" takes it for tensors on a device of the types `chosen_on`, or of any type if that is empty.
+    "auto" takes it for tensors on a device of the types `chosen_on`, or of any type if that is empty. Where it has
+    several `precisions`, pack and empty_pack take one as their last argument; else it computes at "highest".
     """
 
     name: str
     chosen_on: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run here, or None if it can."""
@@ -43,10 +49,15 @@ class Backend:
             why = f"it does not serve {device.type} tensors"
         return why
 
+    def packing(self, function: str, precision: str) -> Callable[..., list[Tensor]]:
+        """Its `pack` or `empty_pack` at a precision."""
+        pack: Callable[..., list[Tensor]] = getattr(importlib.import_module(self.name), function)
+        return partial(pack, precision=precision) if self.precisions else pack
+
 
 # Where a new backend joins; "auto" takes the first that can run.
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend("pfgm_fast.kernels", chosen_on=("cuda",)),
+    "triton": Backend("pfgm_fast.kernels", chosen_on=("cuda",), precisions=PRECISIONS),
     "native": Backend("pfgm_fast.native", chosen_on=("cpu",)),
     "torch": Backend("pfgm_fast.reference"),
 }
@@ -104,10 +115,13 @@ def top_weights(
     return found
 
 
-def prepare(data: Tensor, backend: str) -> list[Tensor]:
-    """The data (M, N) as `posterior` takes them: the data, their centre, and what the backend makes of them once."""
+def prepare(data: Tensor, backend: str, precision: str = "highest") -> list[Tensor]:
+    """The data (M, N) as `posterior` takes them: the data, their centre, and what the backend makes of them once.
+
+    What it makes settles the precision of all that is computed with them.
+    """
     center = center_of(data)
-    return [data, center, *torch.ops.pfgm_fast.pack(data, center, backend)]
+    return [data, center, *torch.ops.pfgm_fast.pack(data, center, backend, precision)]
 
 
 def center_of(data: Tensor) -> Tensor:
@@ -127,7 +141,7 @@ _library.define(
     "posterior(Tensor x, Tensor scale, Tensor[] data, Tensor? log_weights, Tensor? segments, float power, str backend)"
     " -> (Tensor, Tensor)"
 )
-_library.define("pack(Tensor data, Tensor center, str backend) -> Tensor[]")
+_library.define("pack(Tensor data, Tensor center, str backend, str precision) -> Tensor[]")
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -135,8 +149,8 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     return importlib.import_module(BACKENDS[backend].name).posterior(*inputs)  # type: ignore[no-any-return]
 
 
-def _pack(data: Tensor, center: Tensor, backend: str) -> list[Tensor]:
-    return importlib.import_module(BACKENDS[backend].name).pack(data, center)  # type: ignore[no-any-return]
+def _pack(data: Tensor, center: Tensor, backend: str, precision: str) -> list[Tensor]:
+    return BACKENDS[backend].packing("pack", precision)(data, center)
 
 
 _library.impl("posterior", _run, "CompositeExplicitAutograd")
@@ -157,5 +171,5 @@ def _fake(
 
 
 @torch.library.register_fake("pfgm_fast::pack", lib=_library)
-def _fake_pack(data: Tensor, center: Tensor, backend: str) -> list[Tensor]:
-    return importlib.import_module(BACKENDS[backend].name).empty_pack(data)  # type: ignore[no-any-return]
+def _fake_pack(data: Tensor, center: Tensor, backend: str, precision: str) -> list[Tensor]:
+    return BACKENDS[backend].packing("empty_pack", precision)(data)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pfgm_fast._checks import readable, short
 
-NORMAL, CHI2, CHURN_NORMAL, CHURN_CHI2, PFGM = range(5)  # the stream word of the counter: what the numbers are for
+# the stream word of the counter: what the numbers are for
+NORMAL, CHI2, CHURN_NORMAL, CHURN_CHI2, PFGM, PROBE = range(6)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -87,6 +87,7 @@ def divergence(
     data: list[Tensor],
     log_weights: Tensor | None,
     power: float,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Trace of the Jacobian of the posterior mean, sum_j w_j c_j (y_j - x).(y_j - x_hat), as (B,) float64.
 
@@ -98,7 +99,7 @@ def divergence(
     parts = [scale[:0]]
     for rows in row_chunks(len(x), len(points)):
         xr, sr = x[rows].to(wide), scale[rows]
-        weights = torch.softmax(logits(xr, sr, data, log_weights, None, power).relative, 1)
+        weights = torch.softmax(logits(xr, sr, data, log_weights, _of(segments, rows), power).relative, 1)
         x_hat = average(weights, points, center)
         a, b = xr * unit - center, x_hat * unit - center
         total = torch.zeros_like(sr)
@@ -116,6 +117,44 @@ def divergence(
                 product[p, q] = ((y[q] - a[p]) * (y[q] - b[p])).sum(1)
             total += (w * product * curvature(rho, sr[:, None] * unit**2, power)).sum(1)
         parts.append(total)
+    return torch.cat(parts)
+
+
+@in_full_precision
+def pullback(
+    x: Tensor,
+    scale: Tensor,
+    data: list[Tensor],
+    log_weights: Tensor | None,
+    segments: Tensor | None,
+    power: float,
+    mean_gradient: Tensor,
+    log_sum_gradient: Tensor,
+) -> Tensor:
+    """Gradient (B, N) for x of the gradients u (B, N) and v (B,) that arrive for the results of `posterior`:
+
+        sum_j w_j c_j (y_j - x) ((y_j - x_hat).u + v)
+
+    In float64, for the reason given in `divergence`, and rounded to the dtype of x. c_j comes from the log weight,
+    which is accurate where a distance from a matrix product need not be.
+    """
+    points, center = data[:2]
+    wide, unit = scale.dtype, pixel_unit(points)
+    parts = [torch.empty_like(x[:0])]
+    for rows in row_chunks(len(x), len(points)):
+        xr, u, v = x[rows].to(wide), mean_gradient[rows].to(wide), log_sum_gradient[rows, None].to(wide)
+        relative, offset = logits(xr, scale[rows], data, log_weights, _of(segments, rows), power)
+        weights = torch.softmax(relative, 1)
+        slopes = weights * curvature_of(relative + offset[:, None], scale[rows, None], log_weights, power)
+        x_hat = average(weights, points, center)
+        a, b = xr * unit - center, x_hat * unit - center
+        along = (b * u).sum(1, keepdim=True) / unit
+        total, mass = torch.zeros_like(a), torch.zeros_like(v)
+        for cols, y in blocks(points, center, wide):
+            g = slopes[:, cols] * (y @ u.T / unit).T.sub(along).add(v)
+            total.addmm_(g, y)
+            mass += g.sum(1, keepdim=True)
+        parts.append(((total - mass * a) / unit).to(x.dtype))
     return torch.cat(parts)
 
 
@@ -195,6 +234,14 @@ def product_error(norm: Tensor, largest: Tensor, N: int) -> Tensor:
 def curvature(rho: Tensor, scale: Tensor, power: float) -> Tensor:
     """c_ij = -2 d(log weight)/d(rho): (N + D)/(D sigma^2 + rho), or 1/sigma^2."""
     return 2 / scale if math.isinf(power) else 2 * power / (scale + rho)
+
+
+def curvature_of(log_weight: Tensor, scale: Tensor, log_weights: Tensor | None, power: float) -> Tensor:
+    """c_ij from the log weight a_j - power log1p(rho/scale) instead of the distance; 0 where there is no weight."""
+    if math.isinf(power):
+        return 2 / scale
+    kernel = log_weight if log_weights is None else log_weight - log_weights
+    return 2 * power / scale * torch.exp(kernel / power)
 
 
 def _delicate(

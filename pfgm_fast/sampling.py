@@ -15,6 +15,7 @@ from pfgm_fast.adaptive import Accuracy, interruptible
 from pfgm_fast.churn import Churn
 from pfgm_fast.denoiser import RowDenoiser, augmented_dimension, device_of
 from pfgm_fast.multistep import METHODS
+from pfgm_fast.ode import cuda
 from pfgm_fast.ode.native import NativeSlots
 from pfgm_fast.ode.solve import DEFAULT_CONTROLLER, choose, solve
 from pfgm_fast.solution import Record, Solution, Status
@@ -91,8 +92,9 @@ def sample(
             ended makes place for the next. A row's result does not depend on it.
         extra_args: keyword arguments of the denoiser. Tensors have B rows, which travel with the rows of x; 0-d tensors
             and other values are passed as they are.
-        cuda_graph: rk45 on a GPU: "auto" and "replay" capture the denoiser in a CUDA graph where it can be, "while"
-            makes the whole solve one launch, "off" neither.
+        cuda_graph: rk45 on a GPU, without callback and trajectory: "auto" captures one iteration in a CUDA graph and
+            replays it, if the denoiser can be captured, else says so in a warning; "while" makes the whole solve one
+            launch; "off" neither. A captured denoiser's Python code runs once.
         seeds, generator: randomness of the prior and of churn, one seed for each row or a torch generator; by default
             torch's own generator.
         callback: called in every step, before the state changes, with a dict: `x` (b, *data) and `sigma` (0-d; rk45:
@@ -131,7 +133,7 @@ def sample(
         keys = philox.row_seeds(sizes[0], seeds, generator, device)
         x = noise.prior(sizes, levels[0], _needed(D), seeds=keys, device=device, dtype=_dtype(dtype))
     law = Churn(churn, _needed(D), keys, churn_min, churn_max, churn_noise) if churns and keys is not None else None
-    return _Task(denoiser, extra_args, x, solver, levels, accuracy, trajectory, monitor, law).run()
+    return _Task(denoiser, extra_args, x, solver, levels, accuracy, trajectory, monitor, cuda_graph, law).run()
 
 
 def encode(
@@ -182,7 +184,7 @@ def encode(
     augmented_dimension(D, denoiser)
     x = _given("x", x, device, dtype)
     monitor = Monitor(callback, progress)
-    return _Task(denoiser, extra_args, x, solver, levels[::-1], accuracy, trajectory, monitor).run()
+    return _Task(denoiser, extra_args, x, solver, levels[::-1], accuracy, trajectory, monitor, cuda_graph).run()
 
 
 class _Task:
@@ -198,6 +200,7 @@ class _Task:
         accuracy: Accuracy,
         trajectory: bool,
         monitor: Monitor,
+        cuda_graph: str,
         churn: Churn | None = None,
     ) -> None:
         self.denoiser = RowDenoiser(denoiser, extra_args, x)
@@ -207,6 +210,7 @@ class _Task:
         self.accuracy = accuracy
         self.trajectory = trajectory
         self.monitor = monitor
+        self.cuda_graph = _checks.choice("cuda_graph", cuda_graph, cuda.LAUNCHES)
         self.churn = churn
 
     def run(self) -> Solution:
@@ -263,32 +267,48 @@ class _Task:
         def slope(t: Tensor, x: Tensor, rows: Tensor) -> Tensor:
             return x - self.denoiser(x, level(t), rows)
 
+        def denoised(sigma: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+            return self.denoiser(x, sigma, rows)
+
         def watch(i: int, rows: Tensor, t: Tensor, x: Tensor, dx: Tensor) -> bool:
             self.monitor.reached(covered, record.done)
             return self.monitor.stops(self._info(i, x, level(t), x - dx, rows))
 
+        def left(count: int) -> None:
+            done = len(self.x) - count
+            self.monitor.reached(lambda: 100 * done / len(self.x), lambda: f"{done}/{len(self.x)} rows")
+
         if len(self.x) == 0:
             return record.solution()
+        every_step_seen = self.monitor.callback is not None or self.trajectory
+        machine = choose(record.x.device)
+        alone = not (every_step_seen or self.accuracy.together) and machine in (NativeSlots, cuda.CudaSlots)
         with interruptible(record), self.monitor.bar(desc="sampling", **SHARE_BAR):
-            whole = self._whole(record, end)
-            if whole is None:
-                solve(slope, record, end, **self.accuracy.options, watch=None if self.monitor.idle else watch)
-            else:
+            whole = self._whole(record, end) if alone else None
+            if whole is not None:
                 for _ in whole:
                     self.monitor.reached(covered, record.done)
+            elif alone and machine is cuda.CudaSlots:
+                options = {**self._row_options(), "levels": (first, last), "cuda_graph": self.cuda_graph}
+                cuda.solve(denoised, record, end, **options, reached=left)
+            else:
+                solve(slope, record, end, **self.accuracy.options, watch=None if self.monitor.idle else watch)
             self.monitor.reached(covered, record.done)
         return record.solution()
 
     def _whole(self, record: Record, end: Tensor) -> Iterator[None] | None:
-        """The solve by the denoiser's own means, if it has them and nobody needs to see every step."""
-        a, solve_all = self.accuracy, self.denoiser.whole_solve
-        extra = self.denoiser.extra_args
-        watched = self.monitor.callback is not None or self.trajectory or a.together or record.x.dtype != self.x.dtype
-        if solve_all is None or watched or set(extra) - {"labels"} or choose(record.x.device) is not NativeSlots:
+        """The solve by the denoiser's own means, if it has them."""
+        extra, solve_all = self.denoiser.extra_args, self.denoiser.whole_solve
+        if solve_all is None or set(extra) - {"labels"} or record.x.dtype != self.x.dtype:
             return None
-        options = {"slots": a.slots or len(self.x), "rtol": a.rtol, "atol": a.atol, "max_steps": a.max_steps}
         first, last = self.levels
-        return solve_all(record, end, first, last, extra.get("labels"), controller=DEFAULT_CONTROLLER, **options)
+        return solve_all(record, end, (first, last), extra.get("labels"), **self._row_options())
+
+    def _row_options(self) -> dict[str, Any]:
+        """As the compiled slots take them."""
+        a = self.accuracy
+        tolerance = {"rtol": a.rtol, "atol": a.atol, "max_steps": a.max_steps, "controller": DEFAULT_CONTROLLER}
+        return {**tolerance, "slots": a.slots or len(self.x)}
 
     def _info(self, i: int, x: Tensor, sigma: Tensor, denoised: Tensor, rows: Tensor) -> dict[str, Any]:
         """What the callback gets; the solver writes to the rows that its own tensor names."""

@@ -33,13 +33,13 @@ def free_memory(source: torch.device, target: torch.device) -> int | None:
     return free + torch.cuda.memory_reserved(target) - torch.cuda.memory_allocated(target)
 
 
-def needed(data: Tensor, device: torch.device, backend: str) -> bool:
+def needed(data: Tensor, device: torch.device, backend: str, precision: str) -> bool:
     """Whether data (M, *data), as the backend prepares them, would fill more than `SHARE` of what `device` has free."""
     free = free_memory(data.device, device)
     if free is None:
         return False
     like = torch.empty(len(data), data[0].numel(), dtype=computed(data.dtype), device="meta")
-    return sum(t.nbytes for t in operator.prepare(like, backend)) > SHARE * free
+    return sum(t.nbytes for t in operator.prepare(like, backend, precision)) > SHARE * free
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:
@@ -71,15 +71,18 @@ class HostData:
             one, which a spinning disk will not like: such a file is better sorted beforehand.
         device: where they are evaluated; on the CPU the same chunks are evaluated in place.
         backend: a name in operator.BACKENDS.
+        precision: a name in operator.PRECISIONS.
     Raises:
         ValueError: data that are not finite.
     """
 
-    def __init__(self, data: Tensor, order: Tensor | None, device: torch.device, backend: str) -> None:
+    def __init__(
+        self, data: Tensor, order: Tensor | None, device: torch.device, backend: str, precision: str = "highest"
+    ) -> None:
         self._host = data.detach()
         order = None if order is None else order.cpu()
         self._order = None if order is None or bool((order[1:] > order[:-1]).all()) else order
-        self._device, self._backend = device, backend
+        self._device, self._backend, self._precision = device, backend, precision
         M = len(data)
         chunks = -(-M // max(1, CHUNK // (data[0].numel() * data.element_size())))
         rows = -(-M // chunks)
@@ -142,7 +145,7 @@ class HostData:
         chunks = map(self._rows, self._parts) if self._device.type == "cpu" else self._copied()
         for part, rows in zip(self._parts, chunks, strict=True):
             flat = rows.reshape(len(rows), -1)
-            yield part, operator.prepare(flat.to(computed(flat.dtype)), self._backend)
+            yield part, operator.prepare(flat.to(computed(flat.dtype)), self._backend, self._precision)
 
     def _rows(self, part: slice, out: Tensor | None = None) -> Tensor:
         """The rows of a part, on the host, written to `out` if that is given."""

@@ -1,7 +1,7 @@
 """What a fixed-step solver does to its rows, in PyTorch: linear combinations, and the rows that stop being finite.
 
-`pfgm_fast.kernels.update` holds the same two functions for GPUs, with the same bits: every product and every sum is
-rounded, in the order of the terms.
+`pfgm_fast.native_update` holds the same two functions for CPUs and `pfgm_fast.kernels.update` for GPUs, with the same
+bits: every product and every sum is rounded, in the order of the terms.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfgm_fast.solution import Status, finite_rows, per_row
+from pfgm_fast import native_update
+from pfgm_fast.solution import Status, all_finite, finite_rows, per_row
 
 Terms = Sequence[tuple[float, Tensor]]
 """Factors and tensors like the state; a factor is rounded to the dtype of the state."""
 
 
-def implementation(device: torch.device) -> Any:
-    """The module with `attempt` and `advance` for a device: the kernels on a GPU that runs Triton, else this one."""
-    if device.type == "cuda":
+def implementation(x: Tensor) -> Any:
+    """The module with `attempt` and `advance` for states like x: compiled where that can be had, else this one."""
+    if x.device.type == "cuda":
         kernels = importlib.import_module("pfgm_fast.kernels")
-        if kernels.unavailable() is None and kernels.supports(device):
+        if kernels.unavailable() is None and kernels.supports(x.device):
             return importlib.import_module("pfgm_fast.kernels.update")
+    if native_update.supports(x):
+        return native_update
     return importlib.import_module(__name__)
 
 
@@ -81,9 +84,7 @@ def _combine(out: Tensor, x: Tensor, a: float, terms: Terms, product: Tensor) ->
 
 def _finite(x: Tensor) -> Tensor | None:
     """Which rows (B,) are finite; None if it costs little to know that all are."""
-    if x.device.type == "cpu" and bool(x.flatten(1).sum(1).isfinite().all()):
-        return None  # a sum is finite only if all its terms are; the other way about it may overflow
-    return finite_rows(x)
+    return None if all_finite(x) else finite_rows(x)
 
 
 def _retire(status: Tensor, bad: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,26 @@ def one_thread() -> None:
     That nothing depends on their number is tested where they are set.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_once() -> None:
+    """The interpreter patches Triton's language at each call of a device function, which takes half of its time.
+
+    Once for each module that such functions come from is enough: a launch does it again.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patching, patched = interpreter.InterpretedFunction.__call__, set[str]()
+
+    def call(function: Any, *arguments: Any, **options: Any) -> Any:
+        if function.fn.__module__ in patched:
+            return function.rewrite()(*arguments, **options)
+        patched.add(function.fn.__module__)
+        return patching(function, *arguments, **options)
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 @pytest.fixture(params=CPU_BACKENDS)

@@ -1,6 +1,7 @@
 """Compiles, without a GPU, the kernels that the host code launches, and reads what became of them.
 
-    python tests/offline.py [--all] [--json FILE] [--targets sm_90 ...] [--calls WORD ...] [--tile ROWS WARPS STAGES]
+    python tests/offline.py [--all] [--json FILE] [--markdown] [--targets sm_90 ...] [--calls WORD ...]
+                            [--tile ROWS WARPS STAGES]
 
 The library's own host functions run on meta tensors, once for each target, under a driver for a GPU that is not there.
 Triton itself works out signature, specialisation, constants and options of every launch and hands them to a hook in the
@@ -52,13 +53,14 @@ def posterior(
     compute: torch.dtype = FLOATS,
     prior: bool = False,
     segments: bool = False,
+    precision: str = "highest",
 ) -> None:
     """The operator with B queries in `compute` over M data of a kind, as EmpiricalField calls it."""
     points, center = torch.empty(M, N, dtype=kind), torch.empty(N, dtype=DOUBLES)
     kernels.posterior(
         torch.empty(B, N, dtype=compute),
         torch.empty(B, dtype=DOUBLES),
-        [points, center, *kernels.pack(points, center)],
+        [points, center, *kernels.pack(points, center, precision)],
         torch.empty(M, dtype=DOUBLES) if prior else None,
         torch.empty(B, 2, dtype=torch.int64) if segments else None,
         (N + D) / 2,
@@ -75,7 +77,9 @@ def student_t(B: int, N: int, D: float, dtype: torch.dtype, around: bool = True)
 CALLS: dict[str, Callable[[], None]] = {
     "16 dimensions, D = 2048": lambda: posterior(1024, 50_000, 16, FLOATS, 2048.0),
     "latents": lambda: posterior(16_384, 1_000_000, 64, FLOATS, 128.0),
+    "latents, high": lambda: posterior(16_384, 1_000_000, 64, FLOATS, 128.0, precision="high"),
     "images": lambda: posterior(128, 50_000, 3072, PIXELS, 2048.0),
+    "images, high": lambda: posterior(128, 50_000, 3072, PIXELS, 2048.0, precision="high"),
     "images, D = inf, labels, log masses": lambda: posterior(
         4096, 50_000, 3072, PIXELS, math.inf, prior=True, segments=True
     ),
@@ -100,7 +104,11 @@ MORE: dict[str, Callable[[], None]] = {
     "latents, D = inf, labels, log masses": lambda: posterior(
         16_384, 1_000_000, 64, FLOATS, math.inf, prior=True, segments=True
     ),
+    "latents of 128 numbers, labels": lambda: posterior(16_384, 1_000_000, 128, FLOATS, 128.0, segments=True),
+    "latents of 128 numbers, high": lambda: posterior(16_384, 1_000_000, 128, FLOATS, 128.0, precision="high"),
     "small images": lambda: posterior(16_384, 1_000_000, 64, PIXELS, 1.0),
+    "small images, high": lambda: posterior(16_384, 1_000_000, 64, PIXELS, 1.0, precision="high"),
+    "floats, 200000 a row, high": lambda: posterior(128, 50_000, 200_000, FLOATS, 1.0, precision="high"),
     "images of 200000 numbers": lambda: posterior(128, 50_000, 200_000, PIXELS, 1.0),
     "images for doubles, D = inf, labels, log masses": lambda: posterior(
         128, 50_000, 3072, PIXELS, math.inf, DOUBLES, prior=True, segments=True
@@ -341,9 +349,30 @@ def table(variants: Sequence[Variant]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def markdown(variants: Sequence[Variant]) -> str:
+    """The table of docs/kernels.md: of several variants that a call launches, the one of most registers."""
+    targets = [name for name in TARGETS if any(one.target == name for one in variants)]
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for one in sorted(variants, key=lambda one: one.registers):
+        tensor: Counter[str] = Counter()
+        for name, count in one.tensor.items():
+            tensor[name.removeprefix("v_mfma_").partition("_")[0]] += count
+        sizes = f"{one.registers} / {one.spills} / {math.ceil(one.shared_memory / 1024)}"
+        for call in CALLS.keys() & one.calls:
+            text = one.error or " ".join((sizes, *(f"{name}:{count}" for name, count in tensor.items())))
+            cells.setdefault((one.kernel.replace("._", "."), call), {})[one.target] = text
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for (kernel, call), cell in sorted(cells.items()):
+        outcome = [cell.get(target, "") for target in targets]
+        rows.setdefault((kernel, *outcome), [kernel, call, *outcome])
+    head = (["kernel", "call", *targets], ["---"] * (2 + len(targets)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (*head, *rows.values()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/kernels.md has it")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--all", action="store_true", help="more calls: every variant of every kernel")
     parser.add_argument("--calls", nargs="+", metavar="WORD", help="only those that have a word in their names, of all")
@@ -360,7 +389,7 @@ def main() -> int:
         variants = check(calls, options.targets)
     seconds = time.perf_counter() - started
     summary = f"{len(variants)} variants of {len(calls)} calls in {seconds:.0f} s by Triton {triton.__version__}"
-    sys.stdout.write(f"{table(variants)}\n{summary}\n")
+    sys.stdout.write(f"{(markdown if options.markdown else table)(variants)}\n{summary}\n")
     if options.json is not None:
         options.json.write_text(json.dumps([{"name": one.name} | asdict(one) for one in variants], indent=1))
     return 0

@@ -24,7 +24,8 @@ from triton.compiler.compiler import make_backend
 
 from pfgm_fast.kernels import tiles
 
-CALLS = ("images", "latents", "floats, 200000 a row", "doubles")  # labels and log masses are added up likewise
+# Labels and log masses are added up likewise.
+CALLS = ("images", "images, high", "latents", "latents, high", "floats, 200000 a row", "doubles")
 # What tuning may choose in the place of the default.
 OTHERS = (tiles.Tile(64, 8, 3), tiles.Tile(128, 8, 2))
 

@@ -207,7 +207,7 @@ def score_kernel(x, y, y_squares, shift, out, B, M, width):  # type: ignore[no-u
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row, column = tl.minimum(i, B - 1), tl.minimum(j, M - 1)
     step = tl.load(shift + row)
-    score = scores.of_digits(x, y, y_squares, step, row, column, B, M, width, width, 1, False, TILE, BLOCK, 32)
+    score = scores.of_digits(x, y, y_squares, step, row, column, B, M, width, width, 3, 1, False, TILE, BLOCK, 32)
     tl.store(out + i[:, None] * M + j[None, :], score, mask=(i < B)[:, None] & (j < M)[None, :])
 
 

@@ -1,4 +1,7 @@
-"""The Triton kernels compiled, without a GPU, for the targets they are meant for: see offline.py and summation.py."""
+"""The Triton kernels compiled, without a GPU, for a target they are meant for: see offline.py and summation.py.
+
+PFGM_COMPILE=all compiles every variant of every kernel for every target, which takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ TENSOR_INSTRUCTIONS = {
     "gfx942": "v_mfma_.*",
 }
 
+ALL = os.environ.get("PFGM_COMPILE") == "all"
+TARGETS = [*SHARED_MEMORY] if ALL else ["sm_90"]
+
 Variant = dict[str, Any]
 
 
@@ -39,11 +45,11 @@ def report(path: Path, script: str, *options: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> list[Variant]:
-    everything = ["--all"] if os.environ.get("PFGM_COMPILE") == "all" else []  # takes minutes
-    return report(tmp_path_factory.mktemp("offline") / "table.json", "offline.py", *everything)
+    path = tmp_path_factory.mktemp("offline") / "table.json"
+    return report(path, "offline.py", "--targets", *TARGETS, *(["--all"] if ALL else []))
 
 
-@pytest.fixture(params=SHARED_MEMORY)
+@pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -80,6 +86,18 @@ def test_products_run_on_tensor_cores(variants: list[Variant], target: str) -> N
     assert missing == []
 
 
+def test_high_takes_fewer_products(variants: list[Variant]) -> None:
+    """Of digits: 4 of floats and 2 of pixels in the place of 10 and 3; of halves: 1, and the sum of weights."""
+    products = {(one["kernel"], call): one["products"] for one in variants for call in one["calls"]}
+    highest, high = (products["fused._fused", call] for call in ("latents", "latents, high"))
+    assert (highest, high) == (10 + 3, 4 + 1 + 1)
+    highest, high = (products["weigh._weigh_digits", call] for call in ("images", "images, high"))
+    assert (highest, high) == (3, 2)
+    highest, high = (products["blend._blend", call] for call in ("images", "images, high"))
+    assert highest == 2 * high
+    assert not {("recompute._recompute", "latents, high"), ("mend._mend", "images, high")} & products.keys()
+
+
 def test_no_operation_became_a_trap(variants: list[Variant]) -> None:
     assert [one["name"] for one in variants if one["traps"]] == []
 
@@ -91,7 +109,7 @@ def test_rounding_is_not_left_to_the_compiler(variants: list[Variant]) -> None:
 def test_tuning_changes_no_bit(tmp_path: Path) -> None:
     """Sums of floating numbers are taken in one order with every tile."""
     found: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for one in report(tmp_path / "orders.json", "summation.py"):
+    for one in report(tmp_path / "orders.json", "summation.py", "--targets", *TARGETS):
         found.setdefault((one["target"], one["kernel"], one["call"]), set()).add(tuple(one["sums"]))
     assert found
     assert [key for key, orders in found.items() if len(orders) > 1] == []

@@ -133,6 +133,18 @@ def test_layout_does_not_matter() -> None:
     assert same(run(x, sigma, data.repeat_interleave(2, 0)[::2], 1.0), whole)
 
 
+def test_a_field_keeps_the_data_as_the_kernels_read_them(interpreted: str) -> None:
+    """Coordinate by coordinate, so that no call copies them."""
+    x, sigma, data = crowd(3, 700, 9, 1.0)
+    _, center, planes = operator.prepare(data, interpreted)
+    assert torch.equal(planes, data.t())
+    assert planes.is_contiguous()
+    assert planes.t().t().contiguous().data_ptr() == planes.data_ptr()
+    mean = pf.EmpiricalField(data, 1.0, backend=interpreted)(x, sigma)
+    assert torch.equal(mean, run(x, sigma, data, 1.0)[0])
+    assert torch.equal(center, operator.center_of(data))
+
+
 def test_segments_see_what_they_name() -> None:
     """Ranges that begin and end within a block, span splits, hold one datum, or none; alone and in company."""
     x, sigma, data = crowd(2, 1500, 8, 1.0)

@@ -130,7 +130,7 @@ def test_a_solve_has_the_same_bits(method: str, monkeypatch: pytest.MonkeyPatch)
 
     results = []
     for module in (update, kernel):
-        monkeypatch.setattr(update, "implementation", lambda device, module=module: module)
+        monkeypatch.setattr(update, "implementation", lambda x, module=module: module)
         record = Record.start(x.to(DEVICE), 8.0)
         fixed_step.solve(multistep.METHODS[method], denoise, record, [8.0, 5, 3, 1.5, 1, 0.4, 0], lambda *a: False)
         results.append(record)

@@ -15,6 +15,7 @@ from cases import Case
 from torch import Tensor
 
 import pfgm_fast as pf
+from pfgm_fast import kernels, operator
 
 pytestmark = pytest.mark.usefixtures("poison", "interpreted")
 
@@ -34,12 +35,14 @@ NAMES = (
 )
 
 
-def field_of(case: Case) -> pf.EmpiricalField:
-    return pf.EmpiricalField(case.data, case.D, labels=case.labels, log_weights=case.log_weights, backend="triton")
+def field_of(case: Case, precision: str = "highest") -> pf.EmpiricalField:
+    return pf.EmpiricalField(
+        case.data, case.D, labels=case.labels, log_weights=case.log_weights, precision=precision, backend="triton"
+    )
 
 
-def evaluate(case: Case) -> Tensor:
-    return field_of(case)(case.x, case.sigma, labels=case.row_labels)
+def evaluate(case: Case, precision: str = "highest") -> Tensor:
+    return field_of(case, precision)(case.x, case.sigma, labels=case.row_labels)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,6 +52,82 @@ def test_within_the_promised_bounds(name: str) -> None:
     oracle.check_mean(evaluate(case), truth, eps)
     if case.row_labels is None and len(case.data) < 150:
         oracle.check_log_density(field_of(case).log_density(case.x, case.sigma), truth, eps)
+
+
+def doubts_of_high(case: Case, truth: oracle.Truth) -> tuple[oracle.Array, oracle.Array]:
+    """What precision "high" may do to log weights (B, M), and to their log-sum-exp (B,), by docs/kernels.md."""
+    x, y, N = truth.x, oracle.values(case.data), case.x.shape[1]
+    center = oracle.values(operator.center_of(case.data)[None])
+    center = center / 255 if case.data.dtype == torch.uint8 else center
+    largest = np.abs(y - center).max()
+    query = np.maximum(np.abs(x - center).max(1), largest)[:, None]
+    d = np.stack([oracle.squared_distances(row, y) for row in x])
+    e = np.sqrt(N) * 2.0**-14 * (query + (0 if case.data.dtype == torch.uint8 else largest))
+    off = 2 * e * np.sqrt(d) + e * e + 2.0**-18 * query * largest
+    sigma = truth.sigma[:, None]
+    if math.isinf(case.D):
+        nats = off / (2 * sigma**2)
+    else:
+        s = case.D * sigma**2 + d
+        nats = -(N + case.D) / 2 * np.log1p(-np.minimum(off / (s + off), 0.999))
+    nats = np.minimum(nats, 500)  # such bounds tell nothing anyway
+    return nats, np.log((truth.weights * np.exp(nats)).sum(1))
+
+
+HIGH = (
+    "mixture-N17-D1",
+    "clusters-N64-D1",
+    "mixture-N100-D128",
+    "mixture-N784-Dinf",
+    "pixels-N784-D128",
+    "far-N64-Dinf",
+)
+
+
+@pytest.mark.parametrize("name", HIGH)
+def test_high_is_within_its_bounds(name: str) -> None:
+    case, truth = cases.make(name), cases.truth(name)
+    nats, total = doubts_of_high(case, truth)
+    field, y = field_of(case, "high"), oracle.values(case.data)
+    eps = 4 * case.eps * np.abs(truth.log_sum)
+    off = np.abs(oracle.values(field.log_density(case.x, case.sigma)[:, None])[:, 0] - truth.log_density)
+    oracle.bounded("log density", off, np.asarray(total + 1e-3 + eps, oracle.Real))
+    away = np.stack([oracle.norm(y - mean) for mean in truth.mean])
+    moved = (truth.weights * np.expm1(nats + total[:, None]) * away).sum(1)
+    mean = field(case.x, case.sigma)
+    oracle.bounded("posterior mean", oracle.mean_error(mean, truth), moved + 2.0**-11 * (truth.scale + truth.spread))
+    loud = truth.sigma > 3
+    assert oracle.mean_error(mean, truth)[loud].max() < 2e-3 * truth.scale[loud].max()
+    if "pixels" in name:
+        weights, indices = field.top_weights(case.x, case.sigma, len(case.data))
+        assert torch.allclose(weights.sum(1), torch.ones(len(case.x)), atol=1e-3)
+        exact, places = field_of(case).top_weights(case.x, case.sigma, 1)
+        assert torch.allclose(weights[:, :1], exact, atol=2e-2)
+        assert torch.equal(indices[exact[:, 0] > 0.6, 0], places[exact[:, 0] > 0.6, 0])
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("N", [20, 300])
+def test_high_keeps_fewer_digits(N: int, pixels: bool) -> None:
+    """And with them settles the precision: nothing else tells the operator of it."""
+    from pfgm_fast.kernels import digits
+
+    case = crowd("pixels" if pixels else "floats", 64 if N == 20 else 784, 1.0)
+    data, x = case.data[:, :N].contiguous(), case.x[:, :N].contiguous()
+    high, highest = (operator.prepare(data, "triton", precision) for precision in ("high", "highest"))
+    y = digits.Digits(*high[2:])
+    assert len(y.planes) == (1 if pixels else 2)
+    assert len(digits.of_queries(x, y, high[1]).planes) == 2
+    assert sum(t.nbytes for t in high) <= sum(t.nbytes for t in highest)
+    assert [(t.shape, t.dtype) for t in kernels.empty_pack(data, "high")] == [(t.shape, t.dtype) for t in high[2:]]
+    scale = case.sigma.double() ** 2
+    rough, fine = (operator.posterior(x, scale, some, None, None, (N + 1) / 2, "triton")[0] for some in (high, highest))
+    assert not torch.equal(rough, fine)
+    scale[3], x[7, N - 1] = math.nan, math.inf
+    spoilt, log_sum = operator.posterior(x, scale, high, None, None, (N + 1) / 2, "triton")
+    bad = torch.tensor([row in (3, 7) for row in range(len(x))])
+    assert bool(spoilt[bad].isnan().all() & log_sum[bad].isnan().all())
+    assert torch.equal(spoilt[~bad], rough[~bad])
 
 
 @pytest.mark.parametrize("name", ["mixture-N2-D1", "pixels-N784-D1"])
@@ -69,20 +148,25 @@ def crowd(kind: str, N: int, D: float) -> Case:
     return case.double() if kind == "doubles" else case
 
 
-PLANS = [("floats", 64, math.inf), ("pixels", 784, 1.0)]
+PLANS = [
+    ("floats", 64, math.inf, "highest"),
+    ("pixels", 784, 1.0, "highest"),
+    ("floats", 64, 1.0, "high"),
+    ("floats", 784, math.inf, "high"),
+]
 
 
 def part(case: Case, rows: Tensor) -> Case:
     return Case(case.x[rows], case.sigma[rows], case.data, case.D)
 
 
-@pytest.mark.parametrize(("kind", "N", "D"), [*PLANS, ("doubles", 64, 1.0)])
-def test_any_batch(kind: str, N: int, D: float) -> None:
+@pytest.mark.parametrize(("kind", "N", "D", "precision"), [*PLANS, ("doubles", 64, 1.0, "highest")])
+def test_any_batch(kind: str, N: int, D: float, precision: str) -> None:
     """A few of the rows, in another order."""
     case = crowd(kind, N, D)
-    whole, order = evaluate(case), torch.randperm(19, generator=torch.Generator().manual_seed(N))
+    whole, order = evaluate(case, precision), torch.randperm(19, generator=torch.Generator().manual_seed(N))
     assert bool(whole.isfinite().all())
-    assert torch.equal(evaluate(part(case, order[:9])), whole[order[:9]])
+    assert torch.equal(evaluate(part(case, order[:9]), precision), whole[order[:9]])
 
 
 @contextmanager
@@ -93,13 +177,13 @@ def tiles_of(rows: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("kind", "N", "D"), PLANS)
-def test_any_tile(kind: str, N: int, D: float) -> None:
+@pytest.mark.parametrize(("kind", "N", "D", "precision"), PLANS)
+def test_any_tile(kind: str, N: int, D: float, precision: str) -> None:
     """What may be tuned changes no bit; of the order of sums on a GPU, test_kernels_compiled.py."""
     case = crowd(kind, N, D)
-    whole = evaluate(case)
+    whole = evaluate(case, precision)
     with tiles_of(16):
-        assert torch.equal(evaluate(case), whole)
+        assert torch.equal(evaluate(case, precision), whole)
 
 
 @pytest.mark.parametrize("N", [20, 300])

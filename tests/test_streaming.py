@@ -240,9 +240,9 @@ def test_a_mapped_file_is_never_whole_in_memory(
     labels = torch.arange(len(mapped)) * 5 % 7 if classes else None
     x, levels, prepare = mapped[[5, 2000, 4090]], [], operator.prepare
 
-    def watched(data: Tensor, backend: str) -> list[Tensor]:
+    def watched(data: Tensor, backend: str, precision: str) -> list[Tensor]:
         levels.append(resident())
-        return prepare(data, backend)
+        return prepare(data, backend, precision)
 
     chunks(mapped, 64)
     monkeypatch.setattr(operator, "prepare", watched)

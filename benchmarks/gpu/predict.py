@@ -19,13 +19,14 @@ DEPTH = 32  # of a product of digits: a multiple of this
 
 
 class Kind(NamedTuple):
-    """What the tensor-core kernels do for a kind of data.
+    """What the tensor-core kernels do for a kind of data at a precision.
 
     Instructions were counted in the code for sm_90: those of a thread, products and their loads aside, over its pairs.
     """
 
     digits: int  # bytes of a number cut into digits
     value: int  # bytes of a number
+    weight: int  # bytes of a weight between two passes
     int8: int  # products of digits
     fp16: int  # products of halves
     weigh: float  # instructions for a pair: from its score to its weight, in a pass of its own
@@ -33,8 +34,15 @@ class Kind(NamedTuple):
     fuse: float  # for a pair, where both happen in one pass
 
 
-PIXELS = Kind(digits=1, value=1, int8=3, fp16=2, weigh=114, blend=21, fuse=130)
-FLOATS = Kind(digits=4, value=4, int8=10, fp16=3, weigh=155, blend=36, fuse=153)
+PIXELS = Kind(digits=1, value=1, weight=4, int8=3, fp16=2, weigh=125, blend=21, fuse=62)
+FLOATS = Kind(digits=4, value=4, weight=4, int8=10, fp16=3, weigh=167, blend=29, fuse=73)
+KINDS = {  # by precision, of 8-bit data and of others
+    "highest": (PIXELS, FLOATS),
+    "high": (
+        Kind(digits=1, value=1, weight=2, int8=2, fp16=1, weigh=109, blend=13, fuse=28),
+        Kind(digits=2, value=4, weight=2, int8=4, fp16=1, weigh=144, blend=17, fuse=34),
+    ),
+}
 
 
 class Pass(NamedTuple):
@@ -58,14 +66,16 @@ class Pass(NamedTuple):
         return unit, times[unit] / 1e12
 
 
-def passes(shape: Shape) -> tuple[Pass, ...]:
+def passes(shape: Shape, precision: str = "highest") -> tuple[Pass, ...]:
     if shape.N <= NARROW:
         return _direct(shape)
-    return _fused(shape) if shape.N <= MIDDLING else _wide(shape)
+    pixels, floats = KINDS[precision]
+    kind = pixels if shape.pixels else floats
+    return _fused(shape, kind) if shape.N <= MIDDLING else _wide(shape, kind)
 
 
-def seconds(shape: Shape, ceilings: Ceilings) -> float:
-    return sum(step.bound(ceilings)[1] for step in passes(shape))
+def seconds(shape: Shape, ceilings: Ceilings, precision: str = "highest") -> float:
+    return sum(step.bound(ceilings)[1] for step in passes(shape, precision))
 
 
 def _direct(shape: Shape) -> tuple[Pass, ...]:
@@ -86,23 +96,21 @@ def _direct(shape: Shape) -> tuple[Pass, ...]:
     )
 
 
-def _fused(shape: Shape) -> tuple[Pass, ...]:
-    kind = PIXELS if shape.pixels else FLOATS
+def _fused(shape: Shape, kind: Kind) -> tuple[Pass, ...]:
     pairs, columns = shape.B * shape.M, 1 << (shape.N - 1).bit_length()
     return (
         Pass(
             name="fused",
-            int8=kind.int8 * 2 * pairs * _depth(shape.N),
+            int8=kind.int8 * 2 * pairs * columns,
             fp16=kind.fp16 * 2 * pairs * columns,
             instructions=pairs * kind.fuse,
-            bytes=shape.M * (kind.digits * _depth(shape.N) + kind.value * shape.N),
+            bytes=shape.M * (kind.digits * columns + kind.value * shape.N),
         ),
     )
 
 
-def _wide(shape: Shape) -> tuple[Pass, ...]:
+def _wide(shape: Shape, kind: Kind) -> tuple[Pass, ...]:
     """The weights are written once, and read once for each block of columns of the mean."""
-    kind = PIXELS if shape.pixels else FLOATS
     pairs, blocks = shape.B * shape.M, math.ceil(shape.N / COLUMNS)
     return (
         Pass(
@@ -110,14 +118,14 @@ def _wide(shape: Shape) -> tuple[Pass, ...]:
             int8=kind.int8 * 2 * pairs * _depth(shape.N),
             fp16=0,
             instructions=pairs * kind.weigh,
-            bytes=shape.M * kind.digits * _depth(shape.N) + 4 * pairs,
+            bytes=shape.M * kind.digits * _depth(shape.N) + kind.weight * pairs,
         ),
         Pass(
             name="mean",
             int8=0,
             fp16=kind.fp16 * 2 * pairs * blocks * COLUMNS,
             instructions=pairs * blocks * kind.blend,
-            bytes=shape.M * shape.N * kind.value + 4 * pairs * blocks,
+            bytes=shape.M * shape.N * kind.value + kind.weight * pairs * blocks,
         ),
     )
 
@@ -130,15 +138,17 @@ def text(ceilings: Ceilings = H200) -> str:
     """The table, and what it was computed from."""
     lines = []
     for shape in SHAPES:
-        found = [(step.name, *step.bound(ceilings)) for step in passes(shape)]
-        least = sum(time for _, _, time in found)
-        steps = "; ".join(f"{name} {number(1e3 * time)} ({unit})" for name, unit, time in found)
-        lines.append((shape.name, steps, number(1e3 * least), number(shape.B * shape.M / least / 1e9)))
+        for precision in ("highest", "high") if shape.N > NARROW else ("highest",):
+            found = [(step.name, *step.bound(ceilings)) for step in passes(shape, precision)]
+            least = sum(time for _, _, time in found)
+            steps = "; ".join(f"{name} {number(1e3 * time)} ({unit})" for name, unit, time in found)
+            rate = shape.B * shape.M / least / 1e9
+            lines.append((shape.name, precision, steps, number(1e3 * least), number(rate)))
     assumed = (
         f"Against {ceilings.copy:g} TB/s, {ceilings.bf16:g} TFLOP/s of bf16 and fp16 products, {ceilings.int8:g} TOP/s "
         f"of int8 products and {ceilings.fp32 / 2:g} thousand billion instructions of single lanes a second."
     )
-    return f"{assumed}\n\n{markdown(('case', 'passes, ms (by what)', 'all, ms', 'Gpairs/s'), lines)}"
+    return f"{assumed}\n\n{markdown(('case', 'precision', 'passes, ms (by what)', 'all, ms', 'Gpairs/s'), lines)}"
 
 
 if __name__ == "__main__":

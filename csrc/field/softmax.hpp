@@ -34,6 +34,7 @@ struct Softmax {
   double handed[QW<T>], log[QW<T>];  // that distance at the last handing over, and its log weight
   double largest;                 // squared norm of data so far
   bool lost[QW<T>];               // an error was seen to be larger than was thought possible
+  double room[GROUPS];            // squared norm of data up to which all lanes of a group are plain: see start_plain
 };
 
 template <class T>

@@ -70,6 +70,7 @@ struct Run {
   Shape<T> shape;
   int64_t ld, rows;
   Ahead ahead;
+  double largest;  // squared norm in the block
 };
 
 template <class T> PFGM_INLINE bool has_delicate(const Softmax<T>& st, int at) {
@@ -206,6 +207,59 @@ template <Kernel kernel, bool masses, class T> void wide_tile(Run<T>& run, int64
   }
 }
 
+constexpr double PLAIN_NEAR = 1e14, PLAIN_FAR = 1e28;  // of squared distance / scale: weights of 1e-21, and of less than float has
+
+// A lane is plain if the first datum is not too far for it: its weights are relative to a datum at distance 0. Where all lanes are,
+// and no datum of a block is so far that its weight overflows, nothing needs to be compared.
+template <int N, class T> void start_plain(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, int at) {
+  double room = INFINITY;
+  for (int q = at; q < at + Types<T>::W; ++q) {
+    double distance = 0, norm = 0;
+    for (int k = 0; k < N; ++k) {
+      const double x = tile.panel[k * QW<T> + q], d = x - run.ws.block[k];
+      distance += d * d;
+      norm += x * x;
+    }
+    if (tile.exact[q] || distance > PLAIN_NEAR * tile.scale[q]) {
+      room = -INFINITY;
+      continue;
+    }
+    st.lowest[q] = st.reference[q] = 0;
+    st.rate[q] = 1 / st.constant[q];
+    if (tile.accumulator[q].sum) st.reach[q] = T(PLAIN_FAR);
+    room = std::fmin(room, PLAIN_FAR * tile.scale[q] / 2 - norm);
+  }
+  st.room[at / Types<T>::W] = room;
+}
+
+// Plain lanes take a block in one pass: no score is kept, and none is compared.
+template <int N, Kernel kernel, class T> PFGM_INLINE void plain_group(Run<T>& run, Softmax<T>& st, const Tile<T>& tile, T* sums, int at, int64_t n) {
+  const T* y = run.ws.block;
+  const Vec<T> rate = load(st.rate + at);
+  Vec<T> x[N], part[N], total{};
+  for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = Vec<T>{};
+  for (int64_t j = 0; j < n;) {
+    Vec<T> some[N], few{};
+    for (int k = 0; k < N; ++k) some[k] = Vec<T>{};
+    for (const int64_t end = j + SHORT_SUM < n ? j + SHORT_SUM : n; j < end; ++j) {
+      Vec<T> rho{};
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) {
+        const Vec<T> d = x[k] - y[j * N + k];
+        rho += d * d;
+      }
+      const Vec<T> w = weight<kernel, T>(rho, rate, run.shape);
+      few += w;
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) some[k] += w * y[j * N + k];
+    }
+    total += few;
+    for (int k = 0; k < N; ++k) part[k] += some[k];
+  }
+  add_total(st, at, total);
+  for (int k = 0; k < N; ++k) store(sums + k * QW<T> + at, load(sums + k * QW<T> + at) + part[k]);
+}
+
 template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& run, int64_t t, int64_t first, int64_t n) {
   constexpr int W = Types<T>::W;
   const Tile<T>& tile = run.sweep.tile[t];
@@ -213,6 +267,13 @@ template <int N, Kernel kernel, bool masses, class T> void narrow_tile(Run<T>& r
   T* sums = run.ws.sums + t * QW<T> * N;
   const T* y = run.ws.block;
   for (int at = 0; at < QW<T>; at += W) {
+    if constexpr (kernel == Kernel::cube_root) {
+      if (first == run.sweep.begin) start_plain<N, T>(run, st, tile, at);
+      if (run.largest <= st.room[at / W]) {
+        plain_group<N, kernel, T>(run, st, tile, sums, at, n);
+        continue;
+      }
+    }
     Vec<T> x[N], lowest = broadcast(Types<T>::huge), highest{}, factor, part[N], some[N], total{}, few{};
     Frame<T> frame;
     for (int k = 0; k < N; ++k) x[k] = load(tile.panel + k * QW<T> + at), part[k] = some[k] = Vec<T>{};
@@ -307,6 +368,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
     const int64_t n = sweep.end - first < run.rows ? sweep.end - first : run.rows;
     const double here = pack_block(run, first, n);
     run.ahead = look_ahead(sweep, first + n);
+    run.largest = here;
     const bool fits = here < Types<T>::safe;
     const bool grew = fits && run.shape.products && here > largest;
     if (grew) largest = here;
@@ -328,7 +390,7 @@ template <Kernel kernel, bool masses, class T> void sweep_with(Run<T>& run) {
 template <class T> bool uses_products(int64_t N) { return sizeof(T) == 4 && N > NARROW; }
 
 template <class T> void sweep_all(const Sweep<T>& sweep, void* workspace) {
-  Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N), {}};
+  Run<T> run{sweep, Workspace<T>(sweep.N, sweep.tiles, static_cast<char*>(workspace)), {}, row_length<T>(sweep.N), block_rows<T>(sweep.N), {}, 0};
   Shape<T>& shape = run.shape;
   shape.power = T(sweep.power);
   shape.products = uses_products<T>(sweep.N);

@@ -1,6 +1,6 @@
 #include "ode/graph.hpp"
 
-#include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/runtime.cuh"
@@ -86,8 +86,9 @@ cudaGraph_t add_while(cudaGraph_t graph, cudaGraphConditionalHandle handle) {
 }
 
 template <class... Parameters, class... Arguments>
-cudaGraphNode_t add_kernel(cudaGraph_t graph, const cudaGraphNode_t* after, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
-                           Arguments... arguments) {
+cudaGraphNode_t add_kernel(cudaGraph_t graph, const cudaGraphNode_t* after, void (*kernel)(Parameters...), unsigned blocks,
+                           unsigned threads, Arguments... arguments) {
+  static_assert((std::is_same_v<Parameters, Arguments> && ...), "the graph copies each argument by the kernel's size of it");
   void* addresses[] = {&arguments...};
   cudaKernelNodeParams parameters{};
   parameters.func = reinterpret_cast<void*>(kernel);
@@ -102,7 +103,7 @@ cudaGraphNode_t add_kernel(cudaGraph_t graph, const cudaGraphNode_t* after, void
 template <class T>
 void fill_body(cudaGraph_t body, const Machine<T>& m, uintptr_t answers, cudaGraph_t network, cudaGraphConditionalHandle handle) {
   const unsigned blocks = unsigned(m.width), threads = block_size(m.n);
-  const cudaGraphNode_t in = add_kernel(body, nullptr, stage_in<T>, blocks, threads, m);
+  const cudaGraphNode_t in = add_kernel(body, nullptr, stage_in<T>, blocks, block_size(m.n, kMostThreads), m);
   cudaGraphNode_t child;
   check(cudaGraphAddChildGraphNode(&child, body, &in, 1, network), "cudaGraphAddChildGraphNode");
   add_kernel(body, &child, stage_out<T, While>, blocks, threads, m, reinterpret_cast<const T*>(answers), While{handle});

@@ -6,17 +6,16 @@
 namespace pfgm::ode {
 namespace {
 
-// In every thread the sum of the threads' values, for n elements dealt to them in turn: the tree of step.hpp.
+// In the first thread the sum of the threads' values, for n elements dealt to them in turn: the tree of step.hpp.
 __device__ double lane_sum(double value, int64_t n) {
   __shared__ double part[kMostLanes];
   const unsigned lanes = lanes_of(n);
-  __syncthreads();  // the sum before this one has been read
+  __syncthreads();  // the sum before this one is done
   if (threadIdx.x < lanes) part[threadIdx.x] = value;
   for (unsigned half = lanes / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
   }
-  __syncthreads();
   return part[0];
 }
 
@@ -52,7 +51,7 @@ __device__ void take(const Machine<T>& m, int64_t slot, int64_t row) {
     at.end = m.end[row];
     at.stage = kStart;
   }
-  m.slots[slot].at = at;
+  m.slots[slot] = {at, false};
 }
 
 template <class T>
@@ -67,17 +66,32 @@ __device__ void begin(const Machine<T>& m) {
   }
 }
 
+// Writes this thread's part of the stage's state; whether it is finite.
+template <int STAGE, class T>
+__device__ bool fill(const T* __restrict__ y, T h, const T* __restrict__ k, int64_t n, T* __restrict__ x) {
+  bool finite = true;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    T value = y[i];
+    if constexpr (STAGE == kProbe) value = value + h * k[i];
+    if constexpr (STAGE >= kFirst) value = state<STAGE>(value, h, k + i, n);
+    finite = finite && std::isfinite(value);
+    x[i] = value;
+  }
+  return finite;
+}
+
 template <class T>
-__device__ T state_of_stage(int stage, T y, T h, const T* k, int64_t stride) {
+__device__ bool fill(int stage, const T* y, T h, const T* k, int64_t n, T* x) {
   switch (stage) {
-    case kProbe: return y + h * k[0];
-    case 1: return state<1>(y, h, k, stride);
-    case 2: return state<2>(y, h, k, stride);
-    case 3: return state<3>(y, h, k, stride);
-    case 4: return state<4>(y, h, k, stride);
-    case 5: return state<5>(y, h, k, stride);
-    case 6: return state<6>(y, h, k, stride);
-    default: return y;
+    case kStart: return fill<kStart>(y, h, k, n, x);
+    case kProbe: return fill<kProbe>(y, h, k, n, x);
+    case 1: return fill<1>(y, h, k, n, x);
+    case 2: return fill<2>(y, h, k, n, x);
+    case 3: return fill<3>(y, h, k, n, x);
+    case 4: return fill<4>(y, h, k, n, x);
+    case 5: return fill<5>(y, h, k, n, x);
+    default: return fill<kLast>(y, h, k, n, x);
   }
 }
 
@@ -87,15 +101,8 @@ __device__ void show(const Machine<T>& m) {
   const Row at = m.slots[slot].at;
   if (at.stage == kIdle || m.counters->over) return;
   const int64_t row = m.rows[slot];
-  const T *y = m.x + row * n, *k = m.k + slot * kSlopes * n;
   T* shown = m.shown + slot * n;
-  const T h = T(step_of_stage(at));
-  bool finite = true;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    shown[i] = state_of_stage(at.stage, y[i], h, k + i, n);
-    finite = finite && std::isfinite(shown[i]);
-  }
-  finite = __syncthreads_and(finite);
+  const bool finite = __syncthreads_and(fill(at.stage, m.x + row * n, T(step_of_stage(at)), m.k + slot * kSlopes * n, n, shown));
   if (!finite)
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) shown[i] = 0;
   if (threadIdx.x == 0) {
@@ -130,9 +137,45 @@ __device__ bool judge(const Machine<T>& m, int64_t slot, int64_t row, bool finit
   return outcome.accepted;
 }
 
+// This thread's part of what the norms at STAGE are made of, in units of the tolerance.
+struct Part {
+  double squares = 0;  // of the state, at kStart; of the slope's change, at kProbe; of the error, at kLast
+  double slope = 0;    // squares of the slope
+  bool finite = true;
+};
+
+// Keeps the slope, or the state that the step leads to, on the way.
+template <int STAGE, class T, class Slope>
+__device__ Part measure(const T* __restrict__ y, T h, T* __restrict__ k, int64_t n, const Tolerance& tolerance, const Slope& slope) {
+  const T rtol = T(tolerance.rtol), atol = T(tolerance.atol);
+  T* __restrict__ candidate = k + n;  // the second slope has no weight in what follows the last stage
+  Part part;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    const T f = slope(i);
+    T ratio;
+    if constexpr (STAGE == kLast) {
+      const T y_new = state<kLast>(y[i], h, k + i, n);  // again: whoever was shown it may have worked in place
+      ratio = scaled_error(y[i], y_new, h, k + i, n, f, rtol, atol);
+      part.finite = part.finite && std::isfinite(scaled_error(y[i], y_new, h, k + i, n, f, T(0), T(1)));
+      candidate[i] = y_new;
+    } else if constexpr (STAGE == kProbe) {
+      ratio = scaled(f - k[i], std::fabs(y[i]), rtol, atol);
+    } else {
+      ratio = scaled(y[i], std::fabs(y[i]), rtol, atol);
+      const T steepness = scaled(f, std::fabs(y[i]), rtol, atol);
+      part.slope += double(steepness) * double(steepness);
+      k[i] = f;
+    }
+    part.finite = part.finite && std::isfinite(f);
+    part.squares += double(ratio) * double(ratio);
+  }
+  return part;
+}
+
 // Takes the slot's answer (n): its slope, or the denoised state.
 template <class T>
-__device__ void advance(const Machine<T>& m, const T* answer) {
+__device__ void advance(const Machine<T>& m, const T* __restrict__ answer) {
   __shared__ bool accepted;
   const int64_t slot = blockIdx.x, n = m.n, row = m.rows[slot];
   const Row at = m.slots[slot].at;
@@ -144,48 +187,33 @@ __device__ void advance(const Machine<T>& m, const T* answer) {
   }
   if (idle) return;
 
-  T *y = m.x + row * n, *k = m.k + slot * kSlopes * n;
-  const T* shown = m.shown + slot * n;
-  const T h = T(step_of_stage(at)), rtol = T(m.tolerance.rtol), atol = T(m.tolerance.atol);
+  T *__restrict__ y = m.x + row * n, *__restrict__ k = m.k + slot * kSlopes * n;
+  const T* __restrict__ shown = m.shown + slot * n;
   auto slope = [&](int64_t i) { return blank ? T(NAN) : m.sigma ? shown[i] - answer[i] : answer[i]; };
   if (at.stage >= kFirst && at.stage < kLast) {
+#pragma unroll 4
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) k[at.stage * n + i] = slope(i);
     if (threadIdx.x == 0) m.slots[slot].at.stage = at.stage + 1;
     return;
   }
 
-  double squares = 0, slope_squares = 0;
-  bool finite = !blank;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    const T f = slope(i);
-    T ratio;
-    if (at.stage == kLast) {
-      const T y_new = state<kLast>(y[i], h, k + i, n);  // again: whoever was shown it may have worked in place
-      ratio = scaled_error(y[i], y_new, h, k + i, n, f, rtol, atol);
-      finite = finite && std::isfinite(scaled_error(y[i], y_new, h, k + i, n, f, T(0), T(1)));
-      k[n + i] = y_new;  // the second slope has no weight from here on
-    } else {
-      const T magnitude = fabs(y[i]);
-      const T other = scaled(f, magnitude, rtol, atol);
-      ratio = scaled(at.stage == kProbe ? f - k[i] : y[i], magnitude, rtol, atol);
-      slope_squares += double(other) * double(other);
-      if (at.stage == kStart) k[i] = f;
-    }
-    finite = finite && std::isfinite(f);
-    squares += double(ratio) * double(ratio);
-  }
-  finite = __syncthreads_and(finite);
-  const double norm = rms(lane_sum(squares, n), n), slope_norm = rms(lane_sum(slope_squares, n), n);
+  const T h = T(step_of_stage(at));
+  const Part part = at.stage == kLast    ? measure<kLast>(y, h, k, n, m.tolerance, slope)
+                    : at.stage == kProbe ? measure<kProbe>(y, h, k, n, m.tolerance, slope)
+                                         : measure<kStart>(y, h, k, n, m.tolerance, slope);
+  const bool finite = __syncthreads_and(part.finite && !blank);
+  const double norm = rms(lane_sum(part.squares, n), n), slope_norm = rms(lane_sum(part.slope, n), n);
   if (threadIdx.x == 0) {
     accepted = judge(m, slot, row, finite, norm, slope_norm);
     if (m.slots[slot].at.stage == kFirst) m.starting[slot] = m.rows[slot];
   }
   __syncthreads();
-  if (accepted)
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      k[i] = slope(i);
-      y[i] = k[n + i];
-    }
+  if (!accepted) return;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    y[i] = k[n + i];
+    k[i] = slope(i);
+  }
 }
 
 // The last block to be through counts the iteration and tells `loop` whether there is to be another.
@@ -216,12 +244,12 @@ __global__ void start(Machine<T> m) {
 }
 
 template <class T>
-__global__ void stage_in(Machine<T> m) {
+__global__ void __launch_bounds__(kMostThreads, 1) stage_in(Machine<T> m) {
   show(m);
 }
 
 template <class T, class Loop>
-__global__ void stage_out(Machine<T> m, const T* answers, Loop loop) {
+__global__ void __launch_bounds__(kMostLanes, 1) stage_out(Machine<T> m, const T* answers, Loop loop) {
   advance(m, answers + blockIdx.x * m.n);
   finish(m, loop);
 }

@@ -64,8 +64,8 @@ void DeviceSlots::start(uintptr_t stream) {
 }
 
 void DeviceSlots::stage_in(uintptr_t stream) const {
-  each_slot(machine_, device_, "stage_in", [=](const auto& m, unsigned blocks, unsigned threads) {
-    ode::stage_in<<<blocks, threads, 0, stream_at(stream)>>>(m);
+  each_slot(machine_, device_, "stage_in", [=](const auto& m, unsigned blocks, unsigned) {
+    ode::stage_in<<<blocks, block_size(m.n, kMostThreads), 0, stream_at(stream)>>>(m);
   });
 }
 
@@ -78,7 +78,7 @@ void DeviceSlots::stage_out(uintptr_t answers, uintptr_t stream) const {
 void DeviceSlots::solve(const SmallField& field, uintptr_t answers, uintptr_t stream) {
   const OnDevice on(device_);
   const Machine<float>& m = std::get<Machine<float>>(machine_);
-  auto* kernel = m.n <= 2 ? solve_field<2> : m.n <= 4 ? solve_field<4> : m.n <= 8 ? solve_field<8> : solve_field<kFieldDimensions>;
+  auto* kernel = m.n <= 2 ? solve_field<2> : m.n <= 4 ? solve_field<4> : solve_field<kFieldDimensions>;
   kernel<<<unsigned(m.width), kFieldThreads, 0, stream_at(stream)>>>(m, field, reinterpret_cast<float*>(answers));
   check(cudaGetLastError(), "solve_field");
 }
@@ -88,8 +88,8 @@ void DeviceSlots::ask(uintptr_t stream) {
   const OnDevice on(device_);
   const Counters* counters = std::visit([](const auto& m) { return m.counters; }, machine_);
   const int turn = int(asked_ % kAhead);
-  check(cudaMemcpyAsync(const_cast<int32_t*>(flags_ + turn), &counters->running, sizeof(int32_t), cudaMemcpyDeviceToHost, stream_at(stream)),
-        "cudaMemcpyAsync");
+  int32_t* flag = const_cast<int32_t*>(flags_ + turn);
+  check(cudaMemcpyAsync(flag, &counters->running, sizeof(int32_t), cudaMemcpyDeviceToHost, stream_at(stream)), "cudaMemcpyAsync");
   check(cudaEventRecord(events_->at[turn], stream_at(stream)), "cudaEventRecord");
   ++asked_;
 }

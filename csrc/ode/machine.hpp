@@ -76,10 +76,12 @@ Machine<T> machine_of(const Description& d) {
   return m;
 }
 
-// Threads of a block: one for each lane of the row's sums, and no less than a warp.
-inline unsigned block_size(int64_t n) {
+constexpr unsigned kMostThreads = 512;  // of a block that does not sum
+
+// Threads of a block: if it sums over a row, one for each lane, and no less than a warp.
+inline unsigned block_size(int64_t n, unsigned most = kMostLanes) {
   unsigned threads = 32;
-  while (threads < kMostLanes && threads < n) threads *= 2;
+  while (threads < most && threads < n) threads *= 2;
   return threads;
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,7 @@ func(sigma (slots,) like y, y, rows) -> the denoised state."""
 SLOPES = 6  # kept for each row
 WHILE_DRIVER = 12060  # older ones refuse some kernels in the body of a WHILE node
 FIELD_DIMENSIONS = 16  # of a field that is solved in one launch
+FIELD_DATA = 1 << 14  # every row streams all of them by itself
 
 
 def unavailable() -> str | None:
@@ -228,7 +229,7 @@ def _looped(machine: CudaSlots, func: Func, reached: Callable[[int], object]) ->
         reached(0)
 
 
-LAUNCHES = MappingProxyType({"auto": _replayed, "while": _looped, "off": _plainly})
+LAUNCHES: Mapping[str, Callable[..., None]] = MappingProxyType({"auto": _replayed, "while": _looped, "off": _plainly})
 
 
 def _warm_up(machine: CudaSlots, func: Func) -> str | None:
@@ -254,7 +255,8 @@ def _why_no_while() -> str | None:
 def solves_field(record: Record, data: Tensor) -> bool:
     """Whether `solve_field` takes states and data like these."""
     narrow = record.x.dtype == data.dtype == torch.float32
-    return narrow and data.is_cuda and data[0].numel() <= FIELD_DIMENSIONS and unavailable() is None
+    small = data.is_cuda and data[0].numel() <= FIELD_DIMENSIONS and len(data) <= FIELD_DATA
+    return narrow and small and unavailable() is None
 
 
 def solve_field(
@@ -275,7 +277,7 @@ def solve_field(
 
     Args:
         record: of float32 states, with t between log(levels[0]) and log(levels[1]) = end.
-        data: (M, N) float32, N <= 16.
+        data: (M, N) float32, N <= 16, M <= 16384.
         log_weights: (M,) float64 or None.
         segments: (B, 2) int64, the half-open range of data that each row of the record sees, or None for all.
         D: augmented dimension.

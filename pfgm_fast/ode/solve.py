@@ -13,6 +13,8 @@ from torch import Tensor
 from pfgm_fast import _extension
 from pfgm_fast.ode.cohorts import TorchSlots
 from pfgm_fast.ode.controller import Controller, IntegralController
+from pfgm_fast.ode.cuda import CudaSlots
+from pfgm_fast.ode.cuda import unavailable as cuda_unavailable
 from pfgm_fast.ode.native import NativeSlots
 from pfgm_fast.ode.tableau import DORMAND_PRINCE, ButcherTableau
 from pfgm_fast.solution import Record
@@ -57,16 +59,21 @@ Machine = Callable[..., Slots]
 """machine(record, end, *, slots, rtol, atol, max_steps, controller) -> Slots"""
 
 
-COMPILED: dict[str, Machine] = {"cpu": NativeSlots}
+COMPILED: dict[str, tuple[Machine, Callable[[], str | None]]] = {
+    "cpu": (NativeSlots, _extension.why_missing),
+    "cuda": (CudaSlots, cuda_unavailable),
+}
+"""By type of device, and why they cannot be had, or None."""
 
 
 def choose(
     device: torch.device, tableau: ButcherTableau = DORMAND_PRINCE, controller: Controller = DEFAULT_CONTROLLER
 ) -> Machine:
     """The compiled slots where they know device, table and controller, else those in PyTorch."""
-    known = tableau is DORMAND_PRINCE and isinstance(controller, IntegralController)
-    if known and device.type in COMPILED and _extension.why_missing() is None:
-        return COMPILED[device.type]
+    if tableau is DORMAND_PRINCE and isinstance(controller, IntegralController) and device.type in COMPILED:
+        machine, why_not = COMPILED[device.type]
+        if why_not() is None:
+            return machine
     return partial(TorchSlots, tableau=tableau)
 
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __restrict__ __restrict
 
 struct Index {
   unsigned x;
@@ -25,8 +27,8 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
 
-constexpr unsigned kThreads = 256;
-constexpr size_t kStack = 64 * 1024;
+constexpr unsigned kThreads = 512;
+constexpr size_t kStack = 32 * 1024;
 
 // Each has a stack of its own and serves block after block. Once there, it is left and entered by jumps: swapcontext asks the kernel.
 struct Thread {
@@ -38,7 +40,7 @@ struct Thread {
 static jmp_buf scheduler;
 static ucontext_t first_entry;
 static Thread threads[kThreads];
-static std::vector<char> stacks(kThreads * kStack);
+static const std::unique_ptr<char[]> stacks(new char[kThreads * kStack]);
 static std::function<void()> body;
 static std::mt19937 order;
 static bool shuffled = false;
@@ -92,7 +94,7 @@ inline void run_block(unsigned size) {
       Thread& thread = threads[i];
       thread.arrived = false;
       threadIdx.x = i;
-      if (thread.running) resume(thread, stacks.data() + i * kStack);
+      if (thread.running) resume(thread, stacks.get() + i * kStack);
       waiting += thread.arrived;
       ended += !thread.running;
       if (thread.arrived) vote = vote && thread.vote;

@@ -14,7 +14,7 @@ void run(const Machine<T>& m, int what, const T* answers) {
     shim::launch(1, 1, reset<T>, m);
     shim::launch(blocks, size, start<T>, m);
   } else if (what == 1) {
-    shim::launch(blocks, size, stage_in<T>, m);
+    shim::launch(blocks, block_size(m.n, kMostThreads), stage_in<T>, m);
   } else {
     shim::launch(blocks, size, stage_out<T, Unlooped>, m, answers, Unlooped{});
   }
@@ -54,7 +54,7 @@ void launch_field(const uintptr_t* addresses, const int64_t* sizes, const double
                   const double* log_weights, const int64_t* segments, double power, double spread, float* answers) {
   const Machine<float> m = machine_of<float>({addresses, sizes, numbers});
   const SmallField field{M, data, log_weights, segments, power, spread};
-  auto* kernel = m.n <= 2 ? solve_field<2> : m.n <= 4 ? solve_field<4> : m.n <= 8 ? solve_field<8> : solve_field<16>;
+  auto* kernel = m.n <= 2 ? solve_field<2> : m.n <= 4 ? solve_field<4> : solve_field<16>;
   shim::launch(unsigned(m.width), kFieldThreads, kernel, m, field, answers);
 }
 
@@ -62,7 +62,7 @@ void launch_field(const uintptr_t* addresses, const int64_t* sizes, const double
 void launch_mean(int64_t B, int64_t n, int64_t M, const float* data, const double* log_weights, const int64_t* segments, double power,
                  double spread, const float* x, const double* sigma, float* mean) {
   const SmallField field{M, data, log_weights, segments, power, spread};
-  auto* kernel = n <= 2 ? mean_of<2> : n <= 4 ? mean_of<4> : n <= 8 ? mean_of<8> : mean_of<16>;
+  auto* kernel = n <= 2 ? mean_of<2> : n <= 4 ? mean_of<4> : mean_of<16>;
   shim::launch(unsigned(B), kFieldThreads, kernel, field, x, sigma, int(n), mean);
 }
 
