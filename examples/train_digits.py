@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -27,6 +27,7 @@ from tqdm import tqdm
 import pfgm_fast as pf
 
 DIMENSIONS = (1.0, 128.0, math.inf)
+SOLVERS: dict[str, dict[str, Any]] = {"unipc": {"steps": 20}, "heun": {"steps": 18}, "rk45": {}}
 HELD_BACK = 600
 Z_MAX = 40.0  # where PFGM's samples begin
 
@@ -45,6 +46,8 @@ def digits() -> Digits:
 
 
 class Residual(torch.nn.Module):
+    """A perceptron block whose gain and shift follow the noise level."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = torch.nn.LayerNorm(width)
@@ -55,7 +58,8 @@ class Residual(torch.nn.Module):
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
         gain, shift = self.scale(level).chunk(2, 1)
-        return h + self.outer(torch.nn.functional.silu(self.inner(self.norm(h) * (1 + gain) + shift)))
+        result: Tensor = h + self.outer(torch.nn.functional.silu(self.inner(self.norm(h) * (1 + gain) + shift)))
+        return result
 
 
 class Network(torch.nn.Module):
@@ -67,6 +71,7 @@ class Network(torch.nn.Module):
         self.enter = torch.nn.Linear(64, width)
         self.blocks = torch.nn.ModuleList(Residual(width) for _ in range(depth))
         self.leave = torch.nn.Linear(width, 64 + (D == 1))
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.1), math.log(20.0), 32)))
 
     def raw(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -127,7 +132,8 @@ def loss_of(D: float, net: Network, batch: Tensor, reference: pf.EmpiricalField,
 
     def timed(*arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         spent["target"] += time.perf_counter() - start
-        return net(*arguments)
+        answer: Tensor | tuple[Tensor, Tensor] = net(*arguments)
+        return answer
 
     if D == 1:
         return pf.PFGMLoss(gamma=5.0)(timed, batch, reference).sum(1).mean()
@@ -219,7 +225,7 @@ def main() -> None:
     shown, lines = {"held back": data.held_back[:12]}, []
     for D in DIMENSIONS:
         net, share = train(D, data.train, options.steps, options.out)
-        for solver, how in {"unipc": {"steps": 20}, "heun": {"steps": 18}, "rk45": {}}.items():
+        for solver, how in SOLVERS.items():
             with torch.no_grad():
                 solution = pf.sample(
                     net.denoiser(), (options.samples, 1, 8, 8), D=D, solver=solver, sigma_min=0.01,
@@ -227,11 +233,21 @@ def main() -> None:
                 )  # fmt: skip
             images = solution.samples.clamp(-1, 1)
             quality = energy_distance(images, data.held_back), neighbour_accuracy(images, data.held_back)
-            lines.append((f"{D:g}", solver, f"{float(solution.nfe.double().mean()):.0f}", *(f"{q:.3f}" for q in quality)))
+            lines.append(
+                (f"{D:g}", solver, f"{float(solution.nfe.double().mean()):.0f}", *(f"{q:.3f}" for q in quality))
+            )
             shown[f"D = {D:g}, {solver}"] = images[:12]
         print(f"D={D:g}: perturbation and target took {share:.1%} of a training step")
     train_quality = energy_distance(data.train[:HELD_BACK], data.held_back)
-    lines.append(("", "training digits", "", f"{train_quality:.3f}", f"{neighbour_accuracy(data.train[:HELD_BACK], data.held_back):.3f}"))
+    lines.append(
+        (
+            "",
+            "training digits",
+            "",
+            f"{train_quality:.3f}",
+            f"{neighbour_accuracy(data.train[:HELD_BACK], data.held_back):.3f}",
+        )
+    )
     picture(shown, options.out / "samples.png")
     table = [("D", "solver", "evaluations", "energy distance", "1-NN accuracy"), ("---",) * 5, *lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)

@@ -1,5 +1,6 @@
 """Exact Poisson and diffusion fields of a data set, and samplers that follow them."""
 
+from pfgm_fast import compat
 from pfgm_fast._info import info
 from pfgm_fast._version import __version__
 from pfgm_fast.denoiser import as_denoiser
@@ -27,6 +28,7 @@ __all__ = [
     "TargetPrefetcher",
     "__version__",
     "as_denoiser",
+    "compat",
     "encode",
     "hyperparameters",
     "info",

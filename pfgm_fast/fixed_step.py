@@ -51,7 +51,7 @@ def solve(
     """
     if churn is not None and not method.single_step:
         raise ValueError("churn needs a method whose steps depend on the state alone")
-    loop = _Loop(method, denoise, record, len(levels) - 1)
+    loop = _Loop(method, denoise, record, levels)
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         start = sigma if churn is None else loop.churned(churn, i, sigma, levels[0])
         if not loop.step(i, start, sigma_next, watch):
@@ -70,9 +70,9 @@ class _Answer(NamedTuple):
 class _Loop:
     """What a solve carries from one step to the next."""
 
-    def __init__(self, method: Method, denoise: Denoise, record: Record, steps: int) -> None:
-        self.method, self.denoise, self.record, self.steps = method, denoise, record, steps
-        self.history = method.history(steps)
+    def __init__(self, method: Method, denoise: Denoise, record: Record, levels: Sequence[float]) -> None:
+        self.method, self.denoise, self.record, self.steps = method, denoise, record, len(levels) - 1
+        self.history = method.history(sum(level > 0 for level in levels))
         self.seen = torch.empty_like(record.x)  # what the denoiser is shown
         self.work = record.x.new_empty((2, *record.x.shape))
         kept = self.history + 1 if self.history > 1 or method.correct is not None else 0
@@ -91,8 +91,7 @@ class _Loop:
         self.known = known = [(sigma, now.kept), *self.known][: self.history]
         a, terms = _combination(method.predict, known, sigma, sigma_next)
         self.ahead = None
-        last = i == self.steps - 1
-        if method.correct is not None and sigma_next > 0 and not (method.reuse and last):
+        if method.correct is not None and sigma_next > 0:
             ahead = self._evaluate(a, terms, sigma_next, keep=method.reuse)
             a, terms = _combination(method.correct, [(sigma_next, ahead.kept), *known], sigma, sigma_next)
             self.ahead = ahead if method.reuse else None

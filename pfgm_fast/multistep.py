@@ -106,15 +106,15 @@ class Method:
     Attributes:
         predict: the rule of a step, or of its first half.
         correct: the rule of its second half, with x_hat at the predicted state; None for a method without one.
-        history: how many x_hat a step may use beside the corrector's, given the number of steps of the solve. The
-            first steps use those there are.
+        history: how many x_hat a step may use beside the corrector's, given the number of levels > 0 of the solve, at
+            each of which a method that reuses evaluates once. The first steps use those there are.
         reuse: the x_hat at the predicted state is taken for that at the corrected one, so that a step costs one
-            evaluation; otherwise it is evaluated again. The last step, whose x_hat nobody would use, is not corrected.
+            evaluation; otherwise it is evaluated again.
     """
 
     predict: Rule
     correct: Rule | None = None
-    history: Callable[[int], int] = lambda steps: 1
+    history: Callable[[int], int] = lambda levels: 1
     reuse: bool = False
 
     @property
@@ -125,14 +125,14 @@ class Method:
 
 def unipc(order: int | None = None) -> Method:
     """Adams-Bashforth of the order with Adams-Moulton corrector: order + 1; None is 2 up to 20 evaluations, else 3."""
-    return Method(adams, adams, lambda steps: order or (2 if steps <= 20 else 3), reuse=True)
+    return Method(adams, adams, lambda levels: order or (2 if levels <= 20 else 3), reuse=True)
 
 
 METHODS = MappingProxyType(
     {
         "euler": Method(euler),
         "heun": Method(euler, trapezoid),
-        "dpmpp_2m": Method(dpmpp_2m, history=lambda steps: 2),
+        "dpmpp_2m": Method(dpmpp_2m, history=lambda levels: 2),
         "unipc": unipc(),
     }
 )

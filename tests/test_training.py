@@ -32,7 +32,7 @@ class TestHyperparameters:
         recorded = golden("pfgm_hyperparameters")
         for (norm, N), expected in zip(recorded["inputs"], recorded["outputs"], strict=True):
             got = pf.hyperparameters(norm, int(N))
-            assert got.M == expected[0]
+            assert expected[0] == got.M
             assert got == pytest.approx(tuple(expected), rel=1e-12)
 
     @pytest.mark.parametrize(
