@@ -37,6 +37,8 @@ class Provider(Generic[Inputs]):
         complete: False for a bare part of the work, whose result is not checked.
         unavailable: why it cannot run here, or None.
         within: a context around every call.
+        share: of the work, what it does where all of it does not fit: its time and memory are divided by that, and its
+            result is not checked.
         remark: what a reader must know about the figure.
     """
 
@@ -46,6 +48,7 @@ class Provider(Generic[Inputs]):
     complete: bool = True
     unavailable: Callable[[], str | None] = lambda: None
     within: Callable[[], AbstractContextManager[None]] = nullcontext
+    share: Callable[[Inputs], float] = lambda inputs: 1.0
     remark: Callable[[Inputs], str] = lambda inputs: ""
 
 

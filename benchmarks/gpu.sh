@@ -91,7 +91,8 @@ tests() {
         --junitxml="$out/tests-full-size.xml" tests/test_gpu.py || code=$?
     return $code
 }
-shared=(tests/test_kernels_noise.py tests/test_kernels_tiles.py) # they take the GPU where there is one
+# they take the GPU where there is one
+shared=(tests/test_gpu_ode.py tests/test_kernels_noise.py tests/test_kernels_tiles.py tests/test_kernels_update.py)
 
 # Compiled first, side by side and unwatched; then once more under the checker.
 memcheck() {
@@ -106,7 +107,11 @@ memcheck() {
     ((code == 0)) || return $code
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 bounded $((limit - (SECONDS - start))) \
         "$checker" --tool memcheck --target-processes application-only --error-exitcode 9 --print-limit 20 \
-        "$venv/bin/python" -m benchmarks.gpu.small
+        "$venv/bin/python" -m benchmarks.gpu.small || code=$?
+    bounded $((limit - (SECONDS - start))) \
+        "$checker" --tool racecheck --target-processes application-only --error-exitcode 9 --print-limit 20 \
+        "$venv/bin/python" -m benchmarks.gpu.small --widths 2 || code=$?
+    return $code
 }
 
 # It ends by itself; the limit is for a kernel that hangs. Rows are written block by block.
@@ -117,7 +122,7 @@ bench() {
 [[ -x $venv/bin/python ]] || has build || { echo "gpu.sh: $venv is missing: run the stage build first" >&2; exit 2; }
 run build 90 build
 run tests 250 tests
-run memcheck 60 memcheck
+run memcheck 90 memcheck
 run bench "$seconds" bench
 
 echo "== ${SECONDS} s of $seconds; in $out:"

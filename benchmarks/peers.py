@@ -32,13 +32,22 @@ def original(x: Tensor, sigma: Tensor, data: Tensor, D: float, room: float | Non
     points = torch.cat([x, r[:, None]], 1)
     parts = []
     for p in points.split(rows):
-        distance = (p[:, None] - charges[None]).pow(2).sum(-1).sqrt()
-        ratio = distance.amin(1, keepdim=True) / (distance + 1e-7)
-        weights = ratio ** (data.shape[1] + D)
-        weights = weights / (weights.sum(1, keepdim=True) + 1e-7)
-        field = (weights[..., None] * (charges[None] - p[:, None])).sum(1)
-        parts.append((p + field)[:, :-1])
+        parts.append((p + original_field(p, charges, D))[:, :-1])
     return torch.cat(parts)
+
+
+def original_field(points: Tensor, charges: Tensor, D: float) -> Tensor:
+    """E (B, N + 1) of the formula above, at points (B, N + 1) from charges (M, N + 1), on all rows at once."""
+    distance = (points[:, None] - charges[None]).pow(2).sum(-1).sqrt()
+    weights = original_weights(distance, charges.shape[1] - 1 + D)
+    return (weights[..., None] * (charges[None] - points[:, None])).sum(1)
+
+
+def original_weights(distance: Tensor, power: float) -> Tensor:
+    """The weights c (B, M) of the formula above."""
+    ratio = distance.amin(1, keepdim=True) / (distance + 1e-7)
+    weights = ratio**power
+    return weights / (weights.sum(1, keepdim=True) + 1e-7)
 
 
 def _diffusion(x: Tensor, sigma: Tensor, data: Tensor) -> Tensor:

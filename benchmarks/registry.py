@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import posterior_mean
+from benchmarks import posterior_mean, targets
 from benchmarks.core import Operation
 
-OPERATIONS: dict[str, Operation[Any]] = {operation.name: operation for operation in (posterior_mean.OPERATION,)}
+OPERATIONS: dict[str, Operation[Any]] = {
+    operation.name: operation for operation in (posterior_mean.OPERATION, targets.OPERATION)
+}

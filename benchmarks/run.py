@@ -81,19 +81,22 @@ def measure(block: Block, effort: Effort, origin: Origin, bar: tqdm[Any] | None 
     exact = operation.truth(inputs)
     timed: dict[str, timing.Timed] = {}
     errors: dict[str, Error | None] = {}
-    peaks = _peaks(block, bar)
+    shares = {provider.name: provider.share(inputs) for provider in operation.providers}
+    peaks = {name: peak / shares[name] for name, peak in _peaks(block, bar).items()}
     with timing.torch_threads(block.threads):
         for provider in _available(operation):
             _show(bar, provider.name)
             with provider.within():
                 call = provider.prepare(inputs)
                 result = call()
-            errors[provider.name] = operation.error(inputs, result, exact) if provider.complete else None
+            checked = provider.complete and shares[provider.name] == 1
+            errors[provider.name] = operation.error(inputs, result, exact) if checked else None
             timed[provider.name] = timing.Timed(call, provider.within)
             del result
         _show(bar, "timing")
         ceiling = ceilings.measure(now)
-        seconds = timing.interleaved(timed, timing.by_clock(now), *effort)
+        taken = timing.interleaved(timed, timing.by_clock(now), *effort)
+    seconds = {name: [repeat / shares[name] for repeat in repeats] for name, repeats in taken.items()}
     return [
         row(block, provider, seconds[provider.name], errors[provider.name], peaks.get(provider.name),
             operation.work(inputs), ceiling, provider.remark(inputs), origin)

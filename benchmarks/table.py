@@ -24,14 +24,15 @@ NOTHING = "Nothing was measured yet."
 
 def summary(rows: Rows) -> str:
     """One line for each case and variant: the provider that the bars are about, beside their baselines."""
-    return "\n\n".join(_origin(rows) + "\n\n" + _summary(operation, rows) for operation in _present(rows))
+    return "\n\n".join(_origin(operation, rows) + "\n\n" + _summary(operation, rows) for operation in _present(rows))
 
 
 def full(rows: Rows) -> str:
     """The summary, the goals, and every row."""
-    parts = [_origin(rows)]
+    parts = []
     for operation in _present(rows):
-        parts += [f"### {operation.name}", _summary(operation, rows), "#### Goals", goals(operation, rows)]
+        parts += [f"### {operation.name}", _origin(operation, rows), _summary(operation, rows)]
+        parts += ["#### Goals", goals(operation, rows)]
         blocks = dict.fromkeys((row.case, row.variant, row.threads) for row in _of(operation, rows))
         for case, variant, threads in sorted(blocks, key=lambda block: _place(operation, *block)):
             count = "1 thread" if threads == 1 else f"{threads} threads"
@@ -113,9 +114,9 @@ def _less(ours: Row, baseline: Row | None) -> str:
     return "" if times is None else f"{number(times)}×"
 
 
-def _origin(rows: Rows) -> str:
-    """What the rows came from; more than one commit or date means that they were not measured in one run."""
-    values = {name: sorted({str(getattr(row, name)) for row in rows.values()}) for name in Row.__dataclass_fields__}
+def _origin(operation: Operation[Any], rows: Rows) -> str:
+    """What its rows came from; more than one commit or date means that they were not measured in one run."""
+    values = {n: sorted({str(getattr(row, n)) for row in _of(operation, rows)}) for n in Row.__dataclass_fields__}
     machine, torch, commit, date = (", ".join(values[name]) for name in ("machine", "torch", "commit", "date"))
     return f"{machine}; PyTorch {torch}; commit {commit}; {date}."
 

@@ -65,8 +65,16 @@ def test_native_stub_names_what_the_extension_offers() -> None:
     from pfgm_fast import _C
 
     stub = ast.parse((Path(__file__).parent.parent / "pfgm_fast/_C.pyi").read_text())
-    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert declared == {name for name in vars(_C) if not name.startswith("_")}
+    declared = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    declared |= {target.id for node in stub.body if isinstance(node, ast.Assign) for target in ast_names(node)}
+    built_with_cuda = {"CudaSlots", "WhileGraph"} if hasattr(_C, "CudaSlots") else set()
+    offered = {name for name in vars(_C) if not name.startswith("_")}
+    assert declared - {"CudaSlots", "WhileGraph"} == offered - built_with_cuda
+    assert built_with_cuda <= offered
+
+
+def ast_names(node: ast.Assign) -> list[ast.Name]:
+    return [target for target in node.targets if isinstance(target, ast.Name)]
 
 
 def test_a_missing_extension_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

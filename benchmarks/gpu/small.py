@@ -10,6 +10,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -18,6 +19,12 @@ import pfgm_fast as pf
 B, M = 5, 301
 WIDTHS = (2, 100, 784)  # by differences, fused, and in two passes
 KINDS = ((torch.float32, 1.0), (torch.uint8, math.inf), (torch.float64, 128.0))  # data and D
+
+SOLVES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unipc", {"steps": 4}),
+    ("rk45", {}),  # in one launch for few dimensions, else by graph replay
+    ("rk45", {"callback": lambda info: None, "batch_size": 2}),  # launched plainly
+)
 
 
 def run(device: torch.device, N: int) -> Iterator[str]:
@@ -41,6 +48,12 @@ def run(device: torch.device, N: int) -> Iterator[str]:
         x = pf.perturb(torch.zeros(B, N, dtype=dtype, device=device), 0.5, D, seeds=seeds)
         x += pf.prior((B, N), 80.0, D, seeds=seeds, dtype=dtype)
         yield f"noise N={N} D={D:g} {dtype}, mean {x.double().mean().item():.3g}"
+    field = pf.EmpiricalField(torch.rand(M, N, generator=generator), 128.0, backend="triton", device=device)
+    for solver, how in SOLVES:
+        solution = pf.sample(field, (B, N), solver=solver, seeds=range(B), sigma_min=0.1, **how)
+        if not solution.ok:
+            raise ArithmeticError(f"did not end: N={N} {solver} {how}: {solution.status.tolist()}")
+        yield f"solve N={N} {solver} {how}"
 
 
 def main(arguments: list[str] | None = None) -> int:
