@@ -30,10 +30,7 @@ def original(x: Tensor, sigma: Tensor, data: Tensor, D: float, room: float | Non
     r = sigma * D**0.5
     charges = torch.cat([data, data.new_zeros(len(data), 1)], 1)
     points = torch.cat([x, r[:, None]], 1)
-    parts = []
-    for p in points.split(rows):
-        parts.append((p + original_field(p, charges, D))[:, :-1])
-    return torch.cat(parts)
+    return torch.cat([(p + original_field(p, charges, D))[:, :-1] for p in points.split(rows)])
 
 
 def original_field(points: Tensor, charges: Tensor, D: float) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +18,7 @@ from benchmarks import posterior_mean as pm
 from benchmarks.core import Bar, Error, Operation, Provider, Work
 
 ORIGINAL = "original formula"
+KEPT = "original formula in chunks, memory kept"
 BATCH = "pfgm_fast, float32 batch"
 PREPARED = "pfgm_fast, prepared uint8 field"
 
@@ -22,6 +26,7 @@ CIFAR = pm.Shape(128, 4096, 3072, 1)
 FFHQ = pm.Shape(32, 4096, 12288, 128)
 PFGM, PFGMPP = f"PFGM, CIFAR-10: {CIFAR.name}", f"PFGM++, FFHQ-64: {FFHQ.name}"
 NOISE = "of training"
+CHUNK_BYTES = 5e8  # of one tensor of the formula in chunks
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,9 @@ class Step:
     fitting: int
 
 
-def make(shape: pm.Shape, gamma: float | None, fitting: int, variant: str) -> Step:
+def make(shape: pm.Shape, gamma: float | None, fitting: int, variant: str = NOISE) -> Step:
     """The data of `posterior_mean` in grey levels, the first B of them perturbed as the method does in training."""
-    drawn = pm.make(shape, variant)
-    pixels = (127.5 * drawn.data + 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = (127.5 * pm.make(shape, pm.SPREAD).data + 127.5).round().clamp(0, 255).to(torch.uint8)
     images, seeds = in_data_units(pixels, torch.float32), range(shape.B)
     if gamma is not None:
         x, sigma = pf.pfgm_perturb(images[: shape.B], seeds=seeds)
@@ -69,15 +73,16 @@ def truth(step: Step) -> Tensor:
     if step.gamma is None:
         return mean
     vector = torch.cat([mean - query.x.double(), -query.sigma.double()[:, None]], 1)
-    return mean.shape[1] ** 0.5 * vector / (vector.norm(dim=1, keepdim=True) + step.gamma)
+    result: Tensor = math.sqrt(mean.shape[1]) * vector / (vector.norm(dim=1, keepdim=True) + step.gamma)
+    return result
 
 
 def error(step: Step, result: Tensor, exact: Tensor) -> Error:
     """In units of the posterior mean's bound, for PFGM of what that leaves of the target, and relative."""
     if step.gamma is None:
         return pm.error(step.query, result, exact)
-    off, length = (result.double() - exact).norm(dim=1).nan_to_num(torch.inf), exact.norm(dim=1)
-    slope = (result[:, 1:].shape[1] ** 0.5 - length) / step.gamma  # sqrt(N) / (|v| + gamma), by which the mean counts
+    off, length = (result.double() - exact).norm(dim=1).nan_to_num(math.inf), exact.norm(dim=1)
+    slope = (math.sqrt(step.pixels.shape[1]) - length) / step.gamma  # sqrt(N) / (|v| + gamma): how far the mean tells
     x = step.query.x.double()
     scale = x.norm(dim=1).clamp_min(step.query.data.double().norm(dim=1).max())
     bound = 1e-4 * exact[:, :-1].norm(dim=1) + slope * 4 * torch.finfo(step.query.x.dtype).eps * scale
@@ -97,37 +102,74 @@ def target(step: Step, reference: Tensor | pf.EmpiricalField) -> Tensor:
 
 def original(step: Step) -> Tensor:
     """The target as the published code computes it, on the first `fitting` images of the reference."""
-    query, data = step.query, step.query.data[: step.fitting]
-    if step.gamma is None:
-        return original_pfgmpp(query.x, query.sigma, data, query.D)
-    return original_pfgm(query.x, query.sigma, data, step.gamma)
+    return original_on(step, step.query.x, step.query.sigma, charges(step, step.fitting))
 
 
-def original_pfgm(x: Tensor, z: Tensor, data: Tensor, gamma: float) -> Tensor:
-    """sqrt(N) E / (|E| + gamma) with E as in `peers.original`, in float32: B x M x (N + 1) numbers at a time."""
-    charges = torch.cat([data, data.new_zeros(len(data), 1)], 1)
-    field = peers.original_field(torch.cat([x, z[:, None]], 1), charges, 1.0)
-    return data.shape[1] ** 0.5 * field / (field.norm(dim=1, keepdim=True) + gamma)
+def in_chunks(step: Step) -> Tensor:
+    """The same on the whole reference, some rows at a time."""
+    query, rows = step.query, chunk_rows(step)
+    data = charges(step, len(step.pixels))
+    result = query.x.new_empty(len(query.x), query.x.shape[1] + (step.gamma is not None))  # what remains, made first
+    for part, x, sigma in zip(result.split(rows), query.x.split(rows), query.sigma.split(rows), strict=True):
+        part.copy_(original_on(step, x, sigma, data))
+    return result
 
 
-def original_pfgmpp(x: Tensor, sigma: Tensor, data: Tensor, D: float) -> Tensor:
-    """sum_j c_j y_j with c as in `peers.original`, in float64: B x M x N numbers at a time."""
-    points, charges, r = x.double(), data.double(), sigma.double() * D**0.5
-    distance = ((points[:, None] - charges[None]).pow(2).sum(-1) + r[:, None] ** 2).sqrt()
-    weights = peers.original_weights(distance, data.shape[1] + D)
-    return (weights[..., None] * charges[None]).sum(1).to(x.dtype)
+def chunk_rows(step: Step) -> int:
+    return max(1, int(CHUNK_BYTES // (step.pixels.numel() * (8 if step.gamma is None else 4))))
+
+
+def charges(step: Step, count: int) -> Tensor:
+    """The first images of the reference as the formula takes them: for PFGM with z = 0 (M, N + 1), else in float64."""
+    data = step.query.data[:count]
+    return data.double() if step.gamma is None else torch.cat([data, data.new_zeros(count, 1)], 1)
+
+
+def original_on(step: Step, x: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
+    """With c and E as in `peers.original`, for rows x: sum_j c_j y_j, or for PFGM sqrt(N) E / (|E| + gamma)."""
+    if step.gamma is not None:
+        field = peers.original_field(torch.cat([x, sigma[:, None]], 1), data, 1.0)
+        result: Tensor = math.sqrt(x.shape[1]) * field / (field.norm(dim=1, keepdim=True) + step.gamma)
+        return result
+    D = step.query.D
+    square = (x.double()[:, None] - data[None]).pow(2).sum(-1) + D * sigma.double()[:, None] ** 2
+    weights = peers.original_weights(square.sqrt(), x.shape[1] + D)
+    return (weights[..., None] * data[None]).sum(1).to(x.dtype)
 
 
 def share(step: Step) -> float:
     return min(1.0, step.fitting / len(step.pixels))
 
 
+def _dtype(step: Step) -> str:
+    return "float64" if step.gamma is None else "float32"
+
+
 def _remark(step: Step) -> str:
-    kind = "float64" if step.gamma is None else "float32"
     if share(step) == 1:
-        return kind
+        return _dtype(step)
     times = f"{1 / share(step):g}"
-    return f"{kind}; on {step.fitting} of the {len(step.pixels)} images, time and memory × {times}"
+    return f"{_dtype(step)}; on {step.fitting} of the {len(step.pixels)} images, time and memory × {times}"
+
+
+@contextmanager
+def _memory_kept() -> Iterator[None]:
+    """Two chunks' memory is with the process and stays there: the system need not zero new pages for every tensor."""
+    library = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # of mallopt(3)
+    library.mallopt(trim_threshold, -1)
+    library.mallopt(mmap_max, 0)
+    torch.ones(int(2.2 * CHUNK_BYTES), dtype=torch.uint8)
+    try:
+        yield
+    finally:
+        library.mallopt(trim_threshold, 128 << 10)
+        library.mallopt(mmap_max, 1 << 16)
+        library.malloc_trim(0)
+
+
+def _memory_not_kept() -> str | None:
+    return None if hasattr(ctypes.CDLL(None), "mallopt") else "memory cannot be kept without the GNU C library"
 
 
 def _prepared(step: Step) -> Callable[[], Tensor]:
@@ -145,10 +187,17 @@ OPERATION = Operation(
         Provider(BATCH, lambda s: lambda: target(s, s.query.data), ours=True, unavailable=_native_unavailable),
         Provider(PREPARED, _prepared, ours=True, unavailable=_native_unavailable),
         Provider(ORIGINAL, lambda s: lambda: original(s), share=share, remark=_remark),
+        Provider(
+            KEPT,
+            lambda s: lambda: in_chunks(s),
+            unavailable=_memory_not_kept,
+            within=_memory_kept,
+            remark=lambda s: f"{_dtype(s)}; rows at a time: {chunk_rows(s)}",
+        ),
     ),
     bars=(
-        Bar(PFGM, BATCH, ORIGINAL, 80),
-        Bar(PFGMPP, BATCH, ORIGINAL, 40),
+        *(Bar(PFGM, BATCH, baseline, 80) for baseline in (ORIGINAL, KEPT)),
+        *(Bar(PFGMPP, BATCH, baseline, 40) for baseline in (ORIGINAL, KEPT)),
         *(Bar(case, BATCH, ORIGINAL, 20, quantity="memory") for case in (PFGM, PFGMPP)),
     ),
     small=small,

@@ -97,6 +97,7 @@ template <class T> void bind_slots(py::module_& m, const char* name) {
       .def("stage_in", [](Slots& slots, uintptr_t x, uintptr_t t) { slots.stage_in(at<T>(x), at<double>(t)); }, Unlocked())
       .def("stage_out", [](Slots& slots, uintptr_t slope) { return slots.stage_out(at<T>(slope)); }, Unlocked())
       .def("starting", [](const Slots& slots, uintptr_t rows, uintptr_t slope) { return slots.starting(at<int64_t>(rows), at<T>(slope)); })
+      .def("restart", [](Slots& slots, uintptr_t slope) { slots.restart(at<T>(slope)); })
       .def("attempted", [](const Slots& slots) { return slots.attempted().size(); })
       .def("copy_attempted", [](const Slots& slots, uintptr_t out) { std::copy(slots.attempted().begin(), slots.attempted().end(), at<int64_t>(out)); })
       .def("solve_field", solve_field);

@@ -39,8 +39,14 @@ def run(options: argparse.Namespace) -> Path:
     from tqdm.auto import tqdm
 
     n, batch = _checks.integer("--n", options.n, at_least=1), _checks.integer("--batch", options.batch, at_least=1)
+    seed = _checks.integer("--seed", options.seed, at_least=0)
+    if seed + n > 2**63:
+        raise ValueError(f"--seed must be below 2**63 - n, got {seed}")
     data = torch.from_numpy(np.load(options.data))
-    field = EmpiricalField(data, options.D, device=options.device)
+    try:
+        field = EmpiricalField(data, options.D, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch's, for a device that is not there
+        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
     dtype = torch.float64 if data.dtype == torch.float64 else torch.float32
     how = {
         "solver": options.solver,
@@ -58,14 +64,19 @@ def run(options: argparse.Namespace) -> Path:
     with tqdm(total=n, initial=n - len(missing), desc="samples", unit="") as bar:
         for rows in missing.split(CHUNK * batch):
             try:
-                solution = sample(field, (len(rows), *data.shape[1:]), seeds=rows + options.seed, **how)
+                solution = sample(field, (len(rows), *data.shape[1:]), seeds=rows + seed, **how)
             except KeyboardInterrupt as stop:
                 if hasattr(stop, "solution"):
                     _keep(archive, rows, stop.solution)
                 raise
             _keep(archive, rows, solution)
-            solution.raise_for_status()
-            bar.update(len(rows))
+            bar.update(int((solution.status == Status.SUCCESS).sum()))
+    left = len(archive.missing())
+    if left:
+        raise ValueError(
+            f"{left} of {n} samples did not reach the end; the others are kept: run again with a looser --tolerance "
+            "and another --out, or look into them with pfgm_fast.sample"
+        )
     archive.finish()
     return archive.path
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pfgm_fast import _checks
-from pfgm_fast.rowwise import RowArguments, answer_like
-from pfgm_fast.solution import per_row, shown
+from pfgm_fast.rowwise import RowArguments, answer_like, called_in
+from pfgm_fast.solution import per_row
 
 WholeSolve = Callable[..., Iterator[None] | None]
 """whole_solve(record, end, levels, labels, **options): see `pfgm_fast.EmpiricalField.whole_solve`."""
@@ -28,8 +28,8 @@ class RowDenoiser:
         if extra_args is not None and not isinstance(extra_args, dict):
             raise TypeError(f"extra_args must be a dict of keyword arguments, got {type(extra_args).__name__}")
         named = {f"extra_args[{name!r}]": (name, value) for name, value in (extra_args or {}).items()}
-        self.denoiser = getattr(denoiser, "unchecked", denoiser)
-        self.whole_solve: WholeSolve | None = getattr(denoiser, "whole_solve", None)
+        self.denoiser: Callable[..., Tensor] = beside_call(denoiser, "unchecked") or denoiser
+        self.whole_solve: WholeSolve | None = beside_call(denoiser, "whole_solve")
         self.extra_args: dict[str, Any] = extra_args or {}
         self.dtype = x.dtype
         self._names = [name for name, _ in named.values()]
@@ -38,11 +38,31 @@ class RowDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor | None = None) -> Tensor:
         """The posterior mean at finite x (b, *data) and sigma (b,) of the rows (b,) of the batch; None is all."""
         arguments = dict(zip(self._names, self._arguments.of(rows).values(), strict=True))
-        if self.dtype == x.dtype:
-            return answer_like("the denoiser", self.denoiser(x, sigma.to(x.dtype), **arguments), x)
-        seen, good = shown(x.to(self.dtype))
-        answer = answer_like("the denoiser", self.denoiser(seen, sigma.to(x.dtype), **arguments), x)
-        return answer.where(per_row(good, x), math.nan)
+        level = sigma.to(x.dtype)
+        return called_in(self.dtype, "the denoiser", lambda seen: self.denoiser(seen, level, **arguments), x)
+
+
+def beside_call(denoiser: object, name: str) -> Any:
+    """A method that stands in for `__call__`, if the class that defines the one defines the other; else None.
+
+    A subclass or wrapper with a `__call__` of its own means that one.
+    """
+    caller = next((kind for kind in type(denoiser).__mro__ if "__call__" in vars(kind)), object)
+    return getattr(denoiser, name) if name in vars(caller) else None
+
+
+def checked(denoiser: Any, D: float | None) -> float | None:
+    """Raises unless it can be called; D, or that of the denoiser."""
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be callable as denoiser(x, sigma), got {type(denoiser).__name__}")
+    return augmented_dimension(D, denoiser)
+
+
+def needed(D: float | None) -> float:
+    """D, where one is needed."""
+    if D is None:
+        raise ValueError("D must be given for the prior and for noise, got None and a denoiser without a number as D")
+    return D
 
 
 def augmented_dimension(D: float | None, denoiser: object) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast import _checks, noise, philox, schedule
-from pfgm_fast.denoiser import augmented_dimension
+from pfgm_fast.denoiser import beside_call, checked, needed
 from pfgm_fast.jacobian import pulled_back
 from pfgm_fast.rowwise import answer_like
 from pfgm_fast.sampling import sample
@@ -130,8 +130,6 @@ def inpaint(
     Raises:
         As `pfgm_fast.sample`.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be callable as denoiser(x, sigma), got {type(denoiser).__name__}")
     x = _checks.tensor("x", x).detach()
     if x.ndim < 2:
         raise ValueError(f"x must be (B, *data), got shape {tuple(x.shape)}")
@@ -144,11 +142,16 @@ def inpaint(
         raise ValueError(f"mask must broadcast to {tuple(x.shape)} like x, got shape {tuple(mask.shape)}") from None
     x = x.where(known, 0)
     _checks.finite("x", x)
-    D = augmented_dimension(D, denoiser)
+    if extra_args is not None and not isinstance(extra_args, dict):
+        raise TypeError(f"extra_args must be a dict of keyword arguments, got {type(extra_args).__name__}")
+    fixed = {"shape", "device", "dtype"} & set(options)
+    if fixed:
+        raise TypeError(f"{', '.join(sorted(fixed))} cannot be given: they are those of x")
+    D = checked(denoiser, D)
     keys = philox.row_seeds(len(x), seeds, generator, x.device)
     if latents is None:
         first = sigma_max if sigmas is None else schedule.given_levels(sigmas)[0]
-        latents = noise.prior(x.shape, first, _needed(D), seeds=keys, device=x.device, dtype=x.dtype)
+        latents = noise.prior(x.shape, first, needed(D), seeds=keys, device=x.device, dtype=x.dtype)
     elif _checks.tensor("latents", latents, (x.dtype,)).shape != x.shape:
         raise ValueError(f"latents must be like x, of shape {tuple(x.shape)}, got shape {tuple(latents.shape)}")
     start = torch.where(known, x + latents, latents)
@@ -161,9 +164,9 @@ class _Completing:
     """A denoiser that knows a part of the answer."""
 
     def __init__(self, denoiser: Callable[..., Tensor], sigma_data: float | None, D: float | None) -> None:
-        self.denoiser = getattr(denoiser, "unchecked", denoiser)
+        self.denoiser = beside_call(denoiser, "unchecked") or denoiser
         self.sigma_data = None if sigma_data is None else _checks.number("sigma_data", sigma_data, above=0)
-        self.D = D if sigma_data is None else _needed(D)
+        self.D = D if sigma_data is None else needed(D)
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         known, mask = extra_args.pop(_KNOWN), extra_args.pop(_MASK)
@@ -189,12 +192,6 @@ class _Completing:
         flat = residual.reshape(len(residual), -1)
         distance: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=sigma.dtype)
         return (self.D * sigma**2 + distance**2) / (flat.shape[1] + self.D)
-
-
-def _needed(D: float | None) -> float:
-    if D is None:
-        raise ValueError("D must be given to draw noise or to steer, got None and a denoiser without a number as D")
-    return D
 
 
 def _polar(name: str, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -219,8 +219,9 @@ class EmpiricalField:
     ) -> Iterator[None] | None:
         """The solver "rk45" from the record's states to `end` without Python, some evaluations for each item.
 
-        For the solvers, which otherwise call `unchecked` for every evaluation: on the CPU in C++, with the same bits;
-        on a GPU, for few dimensions and data, in one launch. None where the field cannot be solved so.
+        For the solvers, which otherwise call `unchecked` for every evaluation: on the CPU in C++, with the same bits
+        but for the last digit of exp in float64; on a GPU, for few dimensions and data, in one launch. None where the
+        field cannot be solved so.
 
         Args:
             levels: the noise levels at the ends.

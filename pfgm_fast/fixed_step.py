@@ -18,7 +18,7 @@ from torch import Tensor
 from pfgm_fast import update
 from pfgm_fast.churn import Churn
 from pfgm_fast.multistep import Method, Rule
-from pfgm_fast.solution import Record, Status
+from pfgm_fast.solution import Record, Status, per_row
 
 Denoise = Callable[[Tensor, float], Tensor]
 """denoise(x (B, ...), sigma) -> like x; the level is the same for all rows, and x is always finite."""
@@ -81,6 +81,7 @@ class _Loop:
         self.ahead: _Answer | None = None  # at the next level, where the corrector has left it
         self.rows = torch.arange(len(record.x), device=record.x.device)
         self.on = update.implementation(record.x)
+        self.before: tuple[Tensor, Tensor] | None = None  # states and levels before the noise of this step
 
     def step(self, i: int, sigma: float, sigma_next: float, watch: Watch) -> bool:
         """From record.x at sigma to sigma_next; False, with nothing changed, if `watch` says so."""
@@ -96,6 +97,8 @@ class _Loop:
             a, terms = _combination(method.correct, [(sigma_next, ahead.kept), *known], sigma, sigma_next)
             self.ahead = ahead if method.reuse else None
         self._advance(a, terms, sigma_next, 1)
+        if self.before is not None:
+            self._take_back(*self.before)
         if record.steps is not None:
             record.remember(self.rows, record.x.clone(), record.t.clone())
         return True
@@ -103,7 +106,9 @@ class _Loop:
     def churned(self, churn: Churn, i: int, sigma: float, first: float) -> float:
         """Raises record.x from sigma to the level that is returned; nothing is drawn where that is the same."""
         raised = churn.level(sigma, first, self.steps)
+        self.before = None
         if raised > sigma:
+            self.before = self.record.x.clone(), self.record.t.clone()
             terms: list[tuple[float, Tensor]] = []
             if churn.noise > 0:
                 denoised = self._evaluate(1.0, (), sigma, keep=False).given if churn.needs_denoised else None
@@ -111,6 +116,12 @@ class _Loop:
                 terms.append((churn.noise * math.sqrt(raised**2 - sigma**2), noise))
             self._advance(1.0, terms, raised, 0)
         return raised
+
+    def _take_back(self, x: Tensor, t: Tensor) -> None:
+        """Rows that have ended since the noise was added keep what they were before it."""
+        record, runs = self.record, self.record.status == Status.STOPPED
+        torch.where(per_row(runs, x), record.x, x, out=record.x)
+        torch.where(runs, record.t, t, out=record.t)
 
     def _evaluate(self, a: float, terms: update.Terms, sigma: float, keep: bool) -> _Answer:
         """The denoiser's answer for a x + the terms at sigma, copied if it must outlast the next one."""

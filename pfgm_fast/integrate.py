@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import _checks
-from pfgm_fast.adaptive import Accuracy, interruptible
+from pfgm_fast.adaptive import Accuracy, covered, interruptible
 from pfgm_fast.ode.solve import solve
-from pfgm_fast.rowwise import RowArguments, answer_like
-from pfgm_fast.solution import Record, Solution, Status
+from pfgm_fast.rowwise import RowArguments, called_in
+from pfgm_fast.solution import Record, Solution
 from pfgm_fast.watching import SHARE_BAR, Callback, Monitor
 
 
@@ -39,7 +40,8 @@ def odeint(
 
     Args:
         func: `func(t (b,), y (b, ...), *args)` -> dy/dt, like y. It may be called on some of the rows only, in any
-            order, and never outside of a row's interval; t has the dtype of y.
+            order, and never outside of a row's interval, up to the rounding of t to the dtype of y, which it has: for
+            large t and short intervals take float64. It must not change y in place.
         y0: (B, ...) floating, the states at t0; never written to.
         t0, t1: numbers, or (B,) tensors: one for each row.
         args: further arguments of func. Tensors have B rows, which travel with those of y; 0-d tensors and other values
@@ -80,19 +82,18 @@ def odeint(
     record.t.copy_(start)
 
     def slope(t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return answer_like("func", func(t.to(y.dtype), y, *arguments.of(rows).values()), y)
+        values = arguments.of(rows).values()
+        return called_in(y0.dtype, "func", lambda seen: func(t.to(seen.dtype), seen, *values), y)
 
-    def covered() -> float:
-        share = ((record.t - start) / (end - start)).where((record.status == Status.STOPPED) & (start != end), 1.0)
-        return 100 * float(share.mean())
+    share = partial(covered, record, start, end)
 
     def watch(i: int, rows: Tensor, t: Tensor, y: Tensor, dy: Tensor) -> bool:
-        monitor.reached(covered, record.done)
+        monitor.reached(share, record.done)
         return monitor.stops({"t": t, "y": y, "slope": dy, "i": i, "rows": rows.clone()})
 
     with torch.no_grad(), interruptible(record), monitor.bar(desc="integrating", **SHARE_BAR):
         solve(slope, record, end, **accuracy.options, watch=None if monitor.idle else watch)
-        monitor.reached(covered, record.done)
+        monitor.reached(share, record.done)
     return record.solution()
 
 

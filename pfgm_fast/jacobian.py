@@ -15,8 +15,8 @@ def pulled_back(
 
     Gradients are recorded for this alone, also under torch.no_grad; both results are without a graph.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         answer = function(x)
         if not answer.requires_grad:
             raise ValueError(

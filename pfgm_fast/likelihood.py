@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import _checks, philox, schedule, student
-from pfgm_fast.adaptive import Accuracy
-from pfgm_fast.denoiser import RowDenoiser, augmented_dimension
+from pfgm_fast.adaptive import Accuracy, covered
+from pfgm_fast.denoiser import RowDenoiser, checked, needed
 from pfgm_fast.jacobian import pulled_back
 from pfgm_fast.ode.solve import solve
 from pfgm_fast.rowwise import RowArguments, answer_like
@@ -91,11 +92,7 @@ def log_likelihood(
     Raises:
         ValueError, TypeError: an argument is out of range, of another type, or at odds with another one.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be callable as denoiser(x, sigma), got {type(denoiser).__name__}")
-    D = augmented_dimension(D, denoiser)
-    if D is None:
-        raise ValueError("D must be given for the prior, got None and a denoiser without a number as attribute D")
+    D = needed(checked(denoiser, D))
     last, first = schedule.interval(sigma_min, sigma_max)
     accuracy = Accuracy.checked(rtol, atol, max_steps, "sample", batch_size)
     _checks.choice("probe", probe, PROBES)
@@ -112,20 +109,18 @@ def log_likelihood(
     end = torch.full_like(record.t, math.log(last))
     level = schedule.log_level(last, first)
 
-    def covered() -> float:
-        share = (record.t - math.log(first)) / math.log(last / first)
-        return 100 * float(share.where(record.status == Status.STOPPED, 1.0).mean())
+    share = partial(covered, record, math.log(first), end)
 
     def func(t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return slope(level(t), y, rows)
 
     def watch(i: int, rows: Tensor, t: Tensor, y: Tensor, dy: Tensor) -> bool:
-        monitor.reached(covered, record.done)
+        monitor.reached(share, record.done)
         return False
 
     with torch.no_grad(), monitor.bar(desc="likelihood", **SHARE_BAR):
         solve(func, record, end, **accuracy.options, watch=watch if progress else None)
-        monitor.reached(covered, record.done)
+        monitor.reached(share, record.done)
     state, integral = record.x[:, :N], record.x[:, N]
     nats = student.log_density(state.square().sum(1), last, N, D) + N * math.log(last / first) - integral
     nats = nats.masked_fill(record.status != Status.SUCCESS, math.nan)

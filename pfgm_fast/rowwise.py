@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import _checks
+from pfgm_fast.solution import per_row, shown
 
 
 class RowArguments:
@@ -43,6 +45,17 @@ class RowArguments:
 
 def _has_rows(value: object) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def called_in(dtype: torch.dtype, who: str, function: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """function(x) in the dtype of x, where the user's function is shown x in its own dtype.
+
+    Where a row is not finite in that dtype, as a long step may leave it in float16, the answer is NaN.
+    """
+    if x.dtype == dtype:
+        return answer_like(who, function(x), x)
+    seen, good = shown(x.to(dtype))
+    return answer_like(who, function(seen), x).where(per_row(good, x), math.nan)
 
 
 def answer_like(who: str, answer: Any, x: Tensor) -> Tensor:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import _checks, fixed_step, noise, philox, schedule
-from pfgm_fast.adaptive import Accuracy, interruptible
+from pfgm_fast.adaptive import Accuracy, covered, interruptible
 from pfgm_fast.churn import Churn
-from pfgm_fast.denoiser import RowDenoiser, augmented_dimension, device_of
+from pfgm_fast.denoiser import RowDenoiser, checked, device_of, needed
 from pfgm_fast.multistep import METHODS
 from pfgm_fast.ode import cuda
 from pfgm_fast.ode.native import NativeSlots
 from pfgm_fast.ode.solve import DEFAULT_CONTROLLER, choose, solve
-from pfgm_fast.solution import Record, Solution, Status
+from pfgm_fast.solution import Record, Solution
 from pfgm_fast.watching import SHARE_BAR, Callback, Monitor
 
 SOLVERS = (*METHODS, "rk45")
@@ -63,9 +64,9 @@ def sample(
 
     Args:
         denoiser: `denoiser(x (b, *data), sigma (b,), **extra_args)` -> posterior mean, like x, in any floating dtype.
-            sigma is float64 if the state is, else float32. It may be called on some of the rows only, in any order. If
-            it has a method `unchecked`, that is called instead: the same, but a row it cannot answer is NaN and raises
-            nothing.
+            sigma is float64 if the state is, else float32. It may be called on some of the rows only, in any order,
+            and must not change x. A class may define beside `__call__` a method `unchecked`, which is called instead:
+            the same, but a row it cannot answer is NaN and raises nothing.
         shape: (B, *data) of samples to start from the prior. Exactly one of shape and latents is given.
         D: augmented dimension, > 0 or math.inf; None takes `denoiser.D` if that is a number. Needed for the prior and
             for churn.
@@ -76,7 +77,7 @@ def sample(
             log sigma, with error control and step size for each row).
         steps, sigma_min, sigma_max, rho: fixed-step solvers use `steps` levels from sigma_max to sigma_min, even in
             sigma^(1/rho), then 0. rk45 integrates from sigma_max to sigma_min. The denoiser is never called outside the
-            levels, nor at 0.
+            levels, up to the rounding of sigma to its dtype, nor at 0.
         sigmas: decreasing levels to use as they are instead, with a 0 at the end only if it is there; rk45 integrates
             from the first to the last, both > 0.
         rtol, atol: rk45 keeps the RMS over a row of error/(atol + rtol*|x|) below 1 in each step.
@@ -100,8 +101,9 @@ def sample(
         callback: called in every step, before the state changes, with a dict: `x` (b, *data) and `sigma` (0-d; rk45:
             (b,)), where the rows stand; `denoised`, the denoiser's answer there (unipc: at the state predicted for this
             level); `i`, the step; `rows` (b,), their indices. `x` may be edited in place, as guidance does (a float16
-            or bfloat16 state is kept in float32 and cannot); the rest are not to be edited. If it returns True the
-            solve ends with Status.STOPPED in the rows still running.
+            or bfloat16 state is kept in float32 and cannot); the rest are not to be edited. If it returns
+            True, and nothing else, the solve ends with Status.STOPPED in the rows still running. Fixed-step solvers
+            show rows that have ended too.
         progress: show a bar; for rk45 the share of log sigma covered and the rows done.
         trajectory: keep the state after each step, on the device.
         device: where the prior is drawn or the latents are moved; None is that of latents, else of the generator, else
@@ -112,12 +114,10 @@ def sample(
         ValueError, TypeError: an argument is out of range, of another type, or at odds with another one.
         KeyboardInterrupt: on Ctrl-C, with the Solution so far in its attribute `solution`.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be callable as denoiser(x, sigma), got {type(denoiser).__name__}")
     levels = _levels(solver, steps, sigma_min, sigma_max, rho, sigmas)
-    accuracy = Accuracy.checked(rtol, atol, max_steps, step_control, batch_size)
+    accuracy = Accuracy.checked(rtol, atol, max_steps, step_control, batch_size, adaptive=solver == "rk45")
     monitor = Monitor(callback, progress)
-    D = augmented_dimension(D, denoiser)
+    D = checked(denoiser, D)
     if (shape is None) == (latents is None):
         raise ValueError(
             f"exactly one of shape and latents must be given, got {'neither' if shape is None else 'both'}"
@@ -125,14 +125,16 @@ def sample(
     churns = _churns(solver, churn, churn_min, churn_max, churn_noise)
     if latents is not None:
         x = _given("latents", latents, device, dtype)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         drawn = churns or seeds is not None  # seeds are refused as for the prior where nothing is drawn
         keys = philox.row_seeds(len(x), seeds, generator, x.device) if drawn else None
     else:
         device = torch.empty(0, device=device or _home(generator, denoiser)).device
         sizes = noise.sizes(shape)
         keys = philox.row_seeds(sizes[0], seeds, generator, device)
-        x = noise.prior(sizes, levels[0], _needed(D), seeds=keys, device=device, dtype=_dtype(dtype))
-    law = Churn(churn, _needed(D), keys, churn_min, churn_max, churn_noise) if churns and keys is not None else None
+        x = noise.prior(sizes, levels[0], needed(D), seeds=keys, device=device, dtype=_dtype(dtype))
+    law = Churn(churn, needed(D), keys, churn_min, churn_max, churn_noise) if churns and keys is not None else None
     return _Task(denoiser, extra_args, x, solver, levels, accuracy, trajectory, monitor, cuda_graph, law).run()
 
 
@@ -171,8 +173,6 @@ def encode(
     Raises:
         As `sample`.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be callable as denoiser(x, sigma), got {type(denoiser).__name__}")
     levels = _levels(solver, steps, sigma_min, sigma_max, rho, sigmas)
     if sigmas is None and solver != "rk45":
         levels = levels[:-1]
@@ -180,8 +180,8 @@ def encode(
         raise ValueError("sigmas must end above 0: no level can be reached from 0; leave the last 0 out")
     if len(levels) < 2:
         raise ValueError(f"steps must be at least 2 to climb from sigma_min to sigma_max, got {steps}")
-    accuracy = Accuracy.checked(rtol, atol, max_steps, step_control, batch_size)
-    augmented_dimension(D, denoiser)
+    accuracy = Accuracy.checked(rtol, atol, max_steps, step_control, batch_size, adaptive=solver == "rk45")
+    checked(denoiser, D)
     x = _given("x", x, device, dtype)
     monitor = Monitor(callback, progress)
     return _Task(denoiser, extra_args, x, solver, levels[::-1], accuracy, trajectory, monitor, cuda_graph).run()
@@ -260,18 +260,20 @@ class _Task:
         record = Record.start(self.x, math.log(first), trajectory=self.trajectory, level=level)
         end = torch.full_like(record.t, math.log(last))
 
-        def covered() -> float:
-            share = (math.log(first) - record.t) / math.log(first / last)
-            return 100 * float(share.where(record.status == Status.STOPPED, 1.0).mean())
+        share = partial(covered, record, math.log(first), end)
 
         def slope(t: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-            return x - self.denoiser(x, level(t), rows)
+            version = None if x.is_inference() else x._version
+            answer = self.denoiser(x, level(t), rows)
+            if version not in (None, x._version):
+                raise ValueError("the denoiser must not change x in place, as it did")
+            return x - answer
 
         def denoised(sigma: Tensor, x: Tensor, rows: Tensor) -> Tensor:
             return self.denoiser(x, sigma, rows)
 
         def watch(i: int, rows: Tensor, t: Tensor, x: Tensor, dx: Tensor) -> bool:
-            self.monitor.reached(covered, record.done)
+            self.monitor.reached(share, record.done)
             return self.monitor.stops(self._info(i, x, level(t), x - dx, rows))
 
         def left(count: int) -> None:
@@ -287,13 +289,13 @@ class _Task:
             whole = self._whole(record, end) if alone else None
             if whole is not None:
                 for _ in whole:
-                    self.monitor.reached(covered, record.done)
+                    self.monitor.reached(share, record.done)
             elif alone and machine is cuda.CudaSlots:
                 options = {**self._row_options(), "levels": (first, last), "cuda_graph": self.cuda_graph}
                 cuda.solve(denoised, record, end, **options, reached=left)
             else:
                 solve(slope, record, end, **self.accuracy.options, watch=None if self.monitor.idle else watch)
-            self.monitor.reached(covered, record.done)
+            self.monitor.reached(share, record.done)
         return record.solution()
 
     def _whole(self, record: Record, end: Tensor) -> Iterator[None] | None:
@@ -342,12 +344,6 @@ def _churns(solver: str, churn: float, churn_min: float, churn_max: float, churn
     if amount and solver not in fit:
         raise ValueError(f"churn must be 0 for solver {solver!r}, got {churn}; it goes with {', '.join(fit)}")
     return amount > 0
-
-
-def _needed(D: float | None) -> float:
-    if D is None:
-        raise ValueError("D must be given to draw noise, got None and a denoiser without a number as attribute D")
-    return D
 
 
 def _home(generator: torch.Generator | None, denoiser: object) -> torch.device | str:

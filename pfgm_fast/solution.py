@@ -50,7 +50,7 @@ class Solution:
     Attributes:
         samples: (B, *data), the state each row reached.
         status: (B,) int8 holding `Status`; SUCCESS only where the end was reached.
-        nfe: (B,) int64, evaluations of the denoiser made for the row.
+        nfe: (B,) int64, evaluations of the denoiser made for the row; a fixed-step solver goes on evaluating bad rows.
         accepted, rejected: (B,) int64, steps taken and steps refused by the error control.
         trajectory: (S, B, *data) or None, the state after each accepted step, padded with NaN.
         trajectory_sigma: (S, B) float64 or None, the noise level of each of those states, padded with NaN.

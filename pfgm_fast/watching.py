@@ -47,4 +47,4 @@ class Monitor:
 
     def stops(self, info: dict[str, Any]) -> bool:
         """Shows the callback `info`; whether it asks to stop."""
-        return self.callback is not None and bool(self.callback(info))
+        return self.callback is not None and self.callback(info) is True

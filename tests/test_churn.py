@@ -244,6 +244,26 @@ def test_a_row_that_breaks_ends_alone() -> None:
     assert torch.equal(churned.x[::2], clean.x[::2])
 
 
+def test_a_row_that_breaks_after_its_noise_keeps_what_it_was_before() -> None:
+    calls = 0
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x / (1 + sigma**2) if calls < 4 else x.where(torch.arange(3)[:, None] != 1, math.nan)
+
+    levels = [80.0, 40.0, 20.0, 10.0, 5.0]
+    churn = Churn(40.0, math.inf, seeds(3))
+    record = run(METHODS["euler"], denoise, torch.ones(3, 2).double(), levels, churn=churn, trajectory=True)
+    solution = record.solution()
+    assert solution.status.tolist() == [0, 3, 0]
+    assert solution.trajectory is not None
+    assert solution.trajectory_sigma is not None
+    assert solution.trajectory_sigma[:, 1].nan_to_num(-1).tolist() == [40, 20, 10, -1]
+    assert torch.equal(solution.samples[1], solution.trajectory[2, 1])
+    assert record.t[1] == 10
+
+
 @pytest.mark.parametrize("method", [METHODS["dpmpp_2m"], METHODS["unipc"], multistep.unipc(1)])
 def test_methods_with_a_memory_refuse_it(method: multistep.Method) -> None:
     with pytest.raises(ValueError, match="churn needs a method whose steps depend on the state alone"):

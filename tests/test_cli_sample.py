@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,27 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("solver", ["rk45", "heun"])
+def test_ctrl_c_for_real(solver: str, data: Path, tmp_path: Path) -> None:
+    """A process of its own, interrupted once it has noted something; started again it goes on."""
+    whole, parts = tmp_path / "whole.npy", tmp_path / "parts.npy"
+    options = {"solver": solver, "n": 4000, "batch": 2, "steps": 60}
+    notes = tmp_path / "parts.npy.partial.json"
+    start = "import sys; from pfgm_fast.cli import main; sys.exit(main())"
+    program = [sys.executable, "-c", start, *command(data, parts, **options)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (notes.exists() and json.loads(notes.read_text())["done"]):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED, err
+    assert not parts.exists()
+    assert cli.main(command(data, whole, **{**options, "batch": 500})) == 0
+    assert cli.main(command(data, parts, **{**options, "batch": 500})) == 0
+    assert np.array_equal(np.load(parts), np.load(whole))
+
+
 def test_a_partial_file_of_other_settings_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +119,8 @@ def test_nothing_is_overwritten(data: Path, tmp_path: Path, capsys: pytest.Captu
     [
         ({"n": 0}, "--n must be an integer >= 1, got 0"),
         ({"batch": 0}, "--batch must be an integer >= 1"),
+        ({"seed": 2**63}, "--seed must be below"),
+        ({"device": "nowhere"}, "--device nowhere cannot be used"),
         ({"D": -1}, "D must be"),
         ({"sigma_min": 100}, "sigma_min must be < sigma_max"),
     ],
@@ -106,6 +133,13 @@ def test_bad_options(
     assert error.startswith("pfgm-fast sample: error: ")
     assert message in error
     assert not (tmp_path / "samples.npy").exists()
+
+
+def test_rows_that_fail_do_not_hold_up_the_others(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(data, tmp_path / "samples.npy", tolerance=1e-30)) == 1
+    assert "40 of 40 samples did not reach the end; the others are kept" in capsys.readouterr().err
 
 
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,15 @@ def test_float16_states_are_computed_in_float32() -> None:
     assert solution.samples[0, 0] == pytest.approx(math.exp(-0.1), rel=1e-3)
 
 
+def test_func_sees_the_dtype_of_its_states() -> None:
+    half = torch.nn.Linear(3, 3, dtype=torch.bfloat16)
+    assert pf.odeint(lambda t, y: half(y) * t[:, None], torch.ones(2, 3, dtype=torch.bfloat16), 0.0, 1.0).ok
+
+
+def test_a_bar_over_nothing() -> None:
+    assert pf.odeint(exponential, torch.ones(0, 3), 0.0, 1.0, progress=True).ok
+
+
 def test_callback_progress_and_stop(capsys: pytest.CaptureFixture[str]) -> None:
     seen = []
 

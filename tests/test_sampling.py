@@ -272,6 +272,20 @@ class TestRows:
         assert torch.equal(one.samples, sample(gaussian, (3, 2), D=8, seeds=[1, 2, 3], solver=solver).samples)
 
     @every_solver
+    def test_a_call_of_its_own_goes_before_the_fields_short_cuts(self, solver: str) -> None:
+        class Nothing(EmpiricalField):
+            def __call__(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+                return torch.zeros_like(x)
+
+        field = Nothing(torch.eye(3) + 5, 8.0)
+        zeros = sample(lambda x, sigma: torch.zeros_like(x), (2, 3), D=8, seeds=[1, 2], solver=solver)
+        assert torch.equal(sample(field, (2, 3), seeds=[1, 2], solver=solver).samples, zeros.samples)
+
+    def test_a_denoiser_that_changes_the_state_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="must not change x in place"):
+            sample(lambda x, sigma: x.mul_(0.5), latents=latents_of(), solver="rk45")
+
+    @every_solver
     def test_a_row_of_an_unknown_class_ends_alone(self, solver: str) -> None:
         field = EmpiricalField(torch.eye(4), 8.0, labels=torch.tensor([0, 0, 1, 1]))
         labels = torch.tensor([0, 99])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from problems import gaussian, path
 from torch import Tensor
 
+from pfgm_fast.ode import solve
 from pfgm_fast.sampling import SOLVERS, sample
 from pfgm_fast.solution import Solution, Status
 
@@ -58,6 +60,35 @@ class TestWatching:
         difference = (edited.samples - sample(gaussian, latents=latents_of(), solver=solver).samples).abs()
         assert (difference[1] > 0.1).all()
         assert difference[[0, 2, 3, 4, 5]].max() < 1e-12
+
+    @pytest.mark.parametrize("machine", ["compiled", "torch"])
+    def test_rows_go_on_from_an_edited_state(self, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As accurately as if they had begun there, and with no more than the one evaluation."""
+        if machine == "torch":
+            monkeypatch.setattr(solve, "COMPILED", {})
+        stood: list[Tensor] = []
+
+        def grow(info: dict[str, Any]) -> None:
+            if info["i"] == 8:
+                info["x"][info["rows"] == 1] *= 10
+                stood.append(info["sigma"][1])
+
+        options: dict[str, Any] = {"latents": latents_of(), "solver": "rk45", "rtol": 1e-7, "atol": 1e-7}
+        plain, edited = sample(gaussian, **options), sample(gaussian, callback=grow, **options)
+        exact = latents_of() / (1 + 80**2) ** 0.5 * (1 + 0.002**2) ** 0.5
+        exact[1] *= 10
+        assert len(stood) == 1
+        assert ((edited.samples - exact).abs() / exact.abs()).max() < 1e-5
+        assert edited.nfe[1] <= plain.nfe[1] + 1 + 6 * 10
+        assert torch.equal(edited.nfe[2:], plain.nfe[2:])
+
+    @every_solver
+    def test_only_true_stops(self, solver: str) -> None:
+        def answering(answer: object) -> Callable[[dict[str, Any]], object]:
+            return lambda info: answer
+
+        for answer in (None, 1, "yes", torch.ones(3)):
+            assert sample(gaussian, latents=latents_of(), solver=solver, callback=answering(answer)).ok
 
     def test_callback_of_fixed_steps_gets_a_scalar_level(self) -> None:
         levels = []

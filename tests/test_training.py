@@ -146,7 +146,7 @@ class TestTargets:
 
     def test_no_gradient_flows(self) -> None:
         x = as_float(digits(2)).requires_grad_()
-        data = as_float(digits()).requires_grad_()
+        data = as_float(digits())
         assert not pf.pfgm_target(x, 1.0, data).requires_grad
         assert not pf.stf_target(x, 1.0, data).requires_grad
 
@@ -158,6 +158,12 @@ class TestTargets:
             (lambda x, field: pf.stf_target(x, 1.0, field), ValueError, "field of D=inf, got one of D=8"),
             (lambda x, field: pf.pfgmpp_target(x, 1.0, x.numpy(), 8.0), TypeError, r"data.*torch\.from_numpy"),
             (lambda x, field: pf.pfgmpp_target(x, -1.0, field, 8.0), ValueError, "sigma"),
+            (lambda x, field: pf.pfgm_target(x, -1.0, x), ValueError, "z must be"),
+            (
+                lambda x, field: pf.stf_target(x, 1.0, x.clone().requires_grad_()),
+                ValueError,
+                "data requires a gradient",
+            ),
             (lambda x, field: pf.pfgmpp_target(x, 1.0, x[:, :1], 8.0), ValueError, "x must be"),
         ],
     )
@@ -227,6 +233,16 @@ class TestLosses:
         torch.manual_seed(0)
         free = pf.PFGMPPLoss(8.0, reference=pf.EmpiricalField(data, 8.0))(lambda x, s: 0 * x, digits(3, 1))
         assert not torch.allclose(results[0], free)
+
+    def test_no_label_at_all_is_unrestricted(self) -> None:
+        data, labels = digits(), torch.arange(40) % 3
+        losses = []
+        for given in (torch.tensor([-1, 1]), torch.tensor([[0.0, 0, 0], [0, 1, 0]])):
+            torch.manual_seed(0)
+            field = pf.EmpiricalField(data, 8.0, labels=labels)
+            losses.append(pf.PFGMPPLoss(8.0, reference=field)(lambda x, s, given: 0 * x, digits(2, 1), given))
+        assert torch.equal(*losses)
+        assert pf.PFGMPPLoss(8.0, reference=field)(lambda x, s, given: x, digits(2), torch.zeros(2, 0)).isfinite().all()
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_dtypes_and_channels_last(self, dtype: torch.dtype) -> None:

@@ -33,18 +33,21 @@ T pack(const E* __restrict data, int64_t rows, int64_t N, const T* __restrict ce
       n += W;
       return v * v;
     };
-    while (n + SHORT * W <= N) {
-      Vec<T> some = copy();
-      for (int i = 1; i < SHORT; ++i) some += copy();
-      squares += __builtin_convertvector(some, Wide);
+    if (N >= W) {
+      while (n + SHORT * W <= N) {
+        Vec<T> some = copy();
+        for (int i = 1; i < SHORT; ++i) some += copy();
+        squares += __builtin_convertvector(some, Wide);
+      }
+      while (n + W <= N) squares += __builtin_convertvector(copy(), Wide);
     }
-    while (n + W <= N) squares += __builtin_convertvector(copy(), Wide);
     for (; n < N; ++n) {
       out[n] = T(raw(y[n])) - center[n];
       rest += double(out[n]) * out[n];
     }
     for (; n < ld; ++n) out[n] = 0;
-    for (int i = 0; i < W; ++i) rest += squares[i];
+    if (N >= W)
+      for (int i = 0; i < W; ++i) rest += squares[i];
     norms[j] = T(rest);
     largest = norms[j] > largest ? norms[j] : largest;
   }

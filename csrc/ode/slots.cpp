@@ -218,6 +218,14 @@ template <class T> int64_t Slots<T>::starting(int64_t* rows, T* slope) const {
   return count;
 }
 
+template <class T> void Slots<T>::restart(const T* slope) {
+  for (Slot& slot : slots_) {
+    if (slot.row.stage != kFirst) continue;
+    std::copy(slope, slope + record_.n, slot.k);
+    slope += record_.n;
+  }
+}
+
 template class Slots<float>;
 template class Slots<double>;
 

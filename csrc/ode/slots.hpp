@@ -38,6 +38,8 @@ class Slots {
 
   // The rows about to attempt a step and their slopes (m, n) there; m <= busy.
   int64_t starting(int64_t* rows, T* slope) const;
+  // Other slopes (m, n) for the rows of `starting`, whose states in the record were changed.
+  void restart(const T* slope);
   // Those whose attempts ended in the last stage_out.
   const std::vector<int64_t>& attempted() const { return attempted_; }
 

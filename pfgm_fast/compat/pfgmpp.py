@@ -145,13 +145,13 @@ class EDMLoss:
 
     def pfgmpp_target(self, r: Tensor, perturbed_samples: Tensor, samples_full: Tensor) -> Tensor:
         """The posterior means (B, N) over the reference (M, ...) at r = sigma sqrt(D) (B,): float64 inside, float32."""
-        x = self._of_dimension(perturbed_samples).double()
+        x = _of_dimension(perturbed_samples, self.N).double()
         return pfgmpp_target(x, _sigma(r.reshape(-1), self.D), samples_full, self.D).flatten(1).float()
 
     def pfgm_target(self, perturbed_samples_vec: Tensor, samples_full: Tensor) -> Tensor:
         """The normalised field (B, N + 1) at (x, r) (B, N + 1), times sqrt(N + D), its last component over sqrt(D)."""
-        x, r = self._of_dimension(perturbed_samples_vec[:, :-1]), perturbed_samples_vec[:, -1]
-        field = reference(samples_full, self.D, x)
+        x, r = _of_dimension(perturbed_samples_vec[:, :-1], self.N), perturbed_samples_vec[:, -1]
+        field = reference(samples_full, self.D)
         target = field.poisson_field(x, _sigma(r, self.D), self.gamma) * math.sqrt((self.N + self.D) / self.N)
         target[:, -1] /= math.sqrt(self.D)
         return target
@@ -159,11 +159,6 @@ class EDMLoss:
     def pfgm_perturation(self, samples: Tensor, r: Tensor) -> Tensor:
         """Perturbed samples, like samples, at r = sigma sqrt(D) (B,), with no clipping of beta."""
         return samples + _student_t(self.draws, r, self.N, self.D, clip=0).view_as(samples)
-
-    def _of_dimension(self, x: Tensor) -> Tensor:
-        if x[:1].numel() != self.N:
-            raise ValueError(f"samples must have the N={self.N} components of the loss, got shape {tuple(x.shape)}")
-        return x
 
 
 class StackedRandomGenerator(edm.StackedRandomGenerator):
@@ -272,6 +267,12 @@ def _level_shape(images: Tensor, pfgmpp: bool) -> tuple[int, ...]:
     return (len(images),) if pfgmpp else (len(images), 1, 1, 1)
 
 
+def _of_dimension(x: Tensor, N: int) -> Tensor:
+    if math.prod(x.shape[1:]) != N:
+        raise ValueError(f"samples must have the N={N} components of the loss, got shape {tuple(x.shape)}")
+    return x
+
+
 def _denoised(
     loss: VELoss | EDMLoss,
     net: Any,
@@ -282,6 +283,8 @@ def _denoised(
     pfgmpp: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """sigma (B, 1, 1, 1), the augmented images, what the network sees of them, and its answer."""
+    if pfgmpp:
+        _of_dimension(images, loss.N)
     noise = _student_t(loss.draws, _r(sigma, loss.D), loss.N, loss.D, CLIP) if pfgmpp else None
     sigma = sigma.reshape(-1, 1, 1, 1)
     y, augment_labels = augmented(pipe, images)

@@ -86,6 +86,10 @@ class TorchSlots:
             return None
         return _cat([c.rows for c in starting]), _cat([c.k[0] for c in starting])
 
+    def restart(self, slope: Tensor) -> None:
+        parts = iter(slope.split([len(c.rows) for c in self._cohorts if c.stage == 1]))
+        self._cohorts = [replace(c, k=(next(parts),)) if c.stage == 1 else c for c in self._cohorts]
+
     def attempted(self) -> Tensor | None:
         return _cat(self._attempted) if self._attempted else None
 

@@ -136,6 +136,10 @@ class CudaSlots:
         slots = (self._starting >= 0).nonzero().squeeze(1)
         return (self._starting[slots], self._k[slots, 0]) if len(slots) else None
 
+    def restart(self, slope: Tensor) -> None:
+        slots = (self._starting >= 0).nonzero().squeeze(1)
+        self._k[slots, 0] = slope
+
     def attempted(self) -> Tensor | None:
         rows = self._attempted[self._attempted >= 0]
         return rows if len(rows) else None

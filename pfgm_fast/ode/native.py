@@ -79,6 +79,11 @@ class NativeSlots:
         count = self.slots.starting(rows.data_ptr(), slope.data_ptr())
         return (rows[:count], slope[:count]) if count else None
 
+    def restart(self, slope: Tensor) -> None:
+        before = self.starting()
+        if before is not None:
+            self.slots.restart(_address(slope, before[1].shape, (self._y.dtype,)))
+
     def attempted(self) -> Tensor | None:
         count = self.slots.attempted()
         if not count:

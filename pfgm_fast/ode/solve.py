@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from pfgm_fast.ode.cuda import CudaSlots
 from pfgm_fast.ode.cuda import unavailable as cuda_unavailable
 from pfgm_fast.ode.native import NativeSlots
 from pfgm_fast.ode.tableau import DORMAND_PRINCE, ButcherTableau
-from pfgm_fast.solution import Record
+from pfgm_fast.solution import Record, per_row, shown
 
 DEFAULT_CONTROLLER = IntegralController()
 
@@ -50,6 +51,9 @@ class Slots(Protocol):
 
     def starting(self) -> tuple[Tensor, Tensor] | None:
         """The rows (m,) about to attempt a step, and their slopes (m, ...) there."""
+
+    def restart(self, slope: Tensor) -> None:
+        """Takes other slopes (m, ...) for the rows of `starting`, whose states in the record were changed."""
 
     def attempted(self) -> Tensor | None:
         """The rows (m,) whose attempts ended in the last `stage_out`."""
@@ -107,11 +111,7 @@ def solve(
     i = 0
     while True:
         if watch is not None and (starting := at.starting()) is not None:
-            rows, slope = starting
-            y = record.x[rows]
-            stops = watch(i, rows, record.t[rows], y, slope)
-            record.x[rows] = y
-            if stops:
+            if _watched(watch, i, func, record, at, *starting):
                 return
             i += 1
         stage = at.stage_in()
@@ -122,6 +122,25 @@ def solve(
             record.remember(attempted, record.x[attempted], record.t[attempted])
 
 
+def _watched(watch: Watch, i: int, func: Func, record: Record, slots: Slots, rows: Tensor, slope: Tensor) -> bool:
+    """Calls `watch`; rows whose states it has changed start from their new slopes. Whether the solve ends."""
+    t, before = record.t[rows], record.x[rows]
+    y = before.clone()
+    stops = watch(i, rows, t, y, slope)
+    changed = (y != before).reshape(len(y), -1).any(1)
+    if isinstance(slots, Together):
+        changed = changed.any().expand(len(y))
+    if bool(changed.any()):
+        record.x[rows] = y
+        if not stops:
+            seen, good = shown(y[changed])
+            record.nfe[rows[changed]] += 1
+            new = func(t[changed], seen, rows[changed])
+            slope[changed] = new.where(per_row(good, new), math.nan)
+            slots.restart(slope.contiguous())
+    return stops
+
+
 class Together:
     """A batch as the one row of another machine."""
 
@@ -130,7 +149,7 @@ class Together:
         self.record = record
         self.joint = replace(
             record,
-            x=record.x.reshape(1, -1),
+            x=record.x.view(1, -1),  # the same memory
             t=record.t[one].clone(),
             status=record.status[one].clone(),
             nfe=record.nfe[one].clone(),
@@ -156,12 +175,13 @@ class Together:
         starting = self.slots.starting()
         return None if starting is None else (self.rows, starting[1].reshape(self.record.x.shape))
 
+    def restart(self, slope: Tensor) -> None:
+        self.slots.restart(slope.reshape(1, -1))
+
     def attempted(self) -> Tensor | None:
         return None if self.slots.attempted() is None else self.rows
 
     def _tell(self) -> None:
         """Every row of the record stands where the one row stands."""
-        if self.joint.x.data_ptr() != self.record.x.data_ptr():
-            self.record.x.copy_(self.joint.x.reshape(self.record.x.shape))
         for name in ("t", "status", "nfe", "accepted", "rejected"):
             getattr(self.record, name).copy_(getattr(self.joint, name).expand(len(self.rows)))

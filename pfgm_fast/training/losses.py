@@ -100,7 +100,8 @@ class PFGMPPLoss:
         Args:
             net: `net(x (B, *data), sigma (B, 1, ..., 1), labels) -> x_hat`, like x; without labels `net(x, sigma)`.
             images: (B, *data), floating, or uint8: pixel u stands for (2u - 255)/255.
-            labels: given to the network as they are. For a reference with labels: (B,) int64, or one-hot (B, classes).
+            labels: given to the network as they are. For a reference with labels: (B,) int64, or one-hot (B, classes),
+                where a row of zeros is unrestricted.
         """
         y = as_data(images)
         sigma = torch.exp(torch.randn(len(y), device=y.device) * self.P_std + self.P_mean)
@@ -122,5 +123,9 @@ def as_data(images: Tensor) -> Tensor:
 
 
 def class_indices(labels: Tensor) -> Tensor:
-    """labels (B,) int64 as they are; one-hot (B, classes) as indices."""
-    return labels if labels.ndim == 1 else labels.argmax(1)
+    """labels (B,) int64 as they are; one-hot (B, classes) as indices, a row of zeros as -1."""
+    if labels.ndim == 1:
+        return labels
+    if labels.shape[1] == 0:
+        return torch.full((len(labels),), -1, device=labels.device)
+    return labels.argmax(1).where((labels != 0).any(1), -1)

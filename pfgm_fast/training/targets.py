@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from pfgm_fast import _checks
@@ -29,7 +28,8 @@ def pfgm_target(
     Raises:
         TypeError, ValueError: naming the argument; a field of another D.
     """
-    return reference(data, 1.0, x).poisson_field(x.detach(), z, gamma, labels)
+    level = _checks.noise_level(z, _checks.tensor("x", x), "z")
+    return reference(data, 1.0).poisson_field(x.detach(), level, gamma, labels)
 
 
 def pfgmpp_target(
@@ -48,7 +48,7 @@ def pfgmpp_target(
     Raises:
         TypeError, ValueError: naming the argument; a field of another D.
     """
-    return reference(data, D, x)(x.detach(), sigma, labels)
+    return reference(data, D)(_checks.tensor("x", x).detach(), sigma, labels)
 
 
 def stf_target(x: Tensor, sigma: float | Tensor, data: Tensor | EmpiricalField, labels: Tensor | None = None) -> Tensor:
@@ -56,12 +56,11 @@ def stf_target(x: Tensor, sigma: float | Tensor, data: Tensor | EmpiricalField, 
     return pfgmpp_target(x, sigma, data, math.inf, labels)
 
 
-def reference(data: Tensor | EmpiricalField, D: float, x: Tensor) -> EmpiricalField:
-    """The field of the reference at D: itself, or made of a batch on the device of x."""
+def reference(data: Tensor | EmpiricalField, D: float) -> EmpiricalField:
+    """The field of the reference at D: itself, or made of a batch."""
     D = _checks.augmented_dimension(D)
     if isinstance(data, EmpiricalField):
         if data.D != D:
             raise ValueError(f"data must be a field of D={D:g}, got one of D={data.D:g}")
         return data
-    with torch.no_grad():
-        return EmpiricalField(_checks.tensor("data", data, (*_checks.FLOATING, torch.uint8)).detach(), D)
+    return EmpiricalField(data, D)
