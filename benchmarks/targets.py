@@ -122,7 +122,7 @@ def chunk_rows(step: Step) -> int:
 def charges(step: Step, count: int) -> Tensor:
     """The first images of the reference as the formula takes them: for PFGM with z = 0 (M, N + 1), else in float64."""
     data = step.query.data[:count]
-    return data.double() if step.gamma is None else torch.cat([data, data.new_zeros(count, 1)], 1)
+    return data.double() if step.gamma is None else torch.cat([data, data.new_zeros(len(data), 1)], 1)
 
 
 def original_on(step: Step, x: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
