@@ -258,9 +258,10 @@ def main() -> None:
                 (f"{D:g}", solver, f"{float(solution.nfe.double().mean()):.0f}", *(f"{q:.3f}" for q in quality))
             )
             shown[f"D = {D:g}, {solver}"] = images[:12]
-        original = original_seconds(D, data.train)
-        print(f"D={D:g}: perturbation and target take {1e3 * target:.1f} ms, {target / (target + rest):.0%} of a step;")
-        print(f"    by the original formula {1e3 * original:.0f} ms, {original / (original + rest):.0%} of a step")
+        if rest:  # none, where a finished run is looked at again
+            original = original_seconds(D, data.train)
+            print(f"D={D:g}: target and noise take {1e3 * target:.1f} ms, {target / (target + rest):.0%} of a step;")
+            print(f"    by the original formula {1e3 * original:.0f} ms, {original / (original + rest):.0%} of a step")
     train_quality = energy_distance(data.train[:HELD_BACK], data.held_back)
     lines.append(
         (
