@@ -113,15 +113,22 @@ class PFGMDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         """Posterior mean like x (B, *data) at z = sigma (B,): x - z v_x / v_z."""
         v_x, v_z = self.net(x, sigma, **extra_args)
-        N = math.prod(x.shape[1:])
         v_x, z = answer_like("net", v_x, x), sigma.to(x.dtype)
         v_z = answer_like("net's v_z", v_z.reshape(-1), z)
         if self.z_exp > 0:
-            q = torch.linalg.vector_norm(v_x.flatten(1), dim=1) / math.sqrt(N)
-            n = self.gamma * q / (1 - q)
-            closed = -math.sqrt(N) * z / (torch.sqrt(n**2 + z**2) + self.gamma)
-            v_z = torch.where(z < self.z_exp, closed, v_z)
+            v_z = closed_form_below(self.z_exp, v_x.flatten(1), v_z, z, self.gamma)
         return x - per_row(z / v_z, x) * v_x
+
+
+def closed_form_below(z_exp: float, v_x: Tensor, v_z: Tensor, z: Tensor, gamma: float) -> Tensor:
+    """v_z (B,), where z < z_exp from |v_x| = q sqrt(N): -sqrt(N) z/(sqrt(n^2 + z^2) + gamma), n = gamma q/(1 - q).
+
+    PFGM's appendix B.2.3, for v_x (B, N), z (B,) or 0-d and gamma > 0: singular at q = 1, and of no meaning above it.
+    """
+    low, level, root = z < z_exp, z.to(v_x.dtype), math.sqrt(v_x.shape[1])
+    q = torch.where(low, torch.linalg.vector_norm(v_x, dim=1) / root, 0.0)  # nothing singular where it is not used
+    length = torch.sqrt((gamma * q / (1 - q)) ** 2 + level**2)
+    return torch.where(low, -root * level / (length + gamma), v_z)
 
 
 def as_denoiser(net: Callable[..., Any], kind: str = "pfgm", gamma: float = 5.0, z_exp: float = 0.0) -> PFGMDenoiser:

@@ -95,8 +95,11 @@ class TestAsDenoiser:
         plain = pf.as_denoiser(net)(x, z)
         assert plain[z < 0.5].isnan().all()
         assert torch.allclose(plain[z >= 0.5], guarded[z >= 0.5])
-        # the closed form takes |(x - x_hat, z)| for n, not n + z: near the data it is right
-        assert torch.allclose(guarded[z < 0.5], field(x, z)[z < 0.5], atol=0.1)
+        v_x, _ = exact(x, z)
+        q = v_x.norm(dim=1) / 2
+        closed = -2 * z / (torch.sqrt((5 * q / (1 - q)) ** 2 + z**2) + 5)
+        expected = x - (z / closed)[:, None] * v_x
+        assert torch.allclose(guarded[z < 0.5], expected[z < 0.5], rtol=0, atol=1e-9)
 
     def test_it_samples(self) -> None:
         field = pf.EmpiricalField(data(), 1.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pfgm_fast.denoiser import closed_form_below
 from pfgm_fast.solution import per_row
 
 NetFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -41,17 +41,13 @@ def predictor(model: Any, *, train: bool) -> NetFn:
 def dx_dz(net_fn: NetFn, x: Tensor, z: Tensor, *, gamma: float, z_exp: float, unit: bool = False) -> Tensor:
     """v_x / (v_z + 1e-5), like x (B, *data), at one z (0-d) for all rows.
 
-    Where z < z_exp and gamma > 0, v_z is taken from |v_x| = q sqrt(N) as -sqrt(N) z/(sqrt(n^2 + z^2) + gamma) with
-    n = gamma q/(1 - q) (2209.11178, appendix B.2.3): singular at q = 1, and of no meaning above it, where nothing is
-    guarded. With `unit`, v is divided by |v| + 1e-7 first.
+    Where z < z_exp and gamma > 0, v_z is that of `closed_form_below`, unguarded at its singularity. With `unit`, v is
+    divided by |v| + 1e-7 first.
     """
     v_x, v_z = net_fn(x, z.to(x.dtype).repeat(len(x)))
     v_x, v_z = v_x.reshape(len(x), -1), v_z.reshape(-1)
     if gamma > 0:
-        low, level, root = z < z_exp, z.to(v_x.dtype), math.sqrt(v_x.shape[1])
-        q = torch.where(low, torch.linalg.vector_norm(v_x, dim=1) / root, 0.0)  # nothing singular where it is not used
-        length = torch.sqrt((gamma * q / (1 - q)) ** 2 + level**2)
-        v_z = torch.where(low, -root * level / (length + gamma), v_z)
+        v_z = closed_form_below(z_exp, v_x, v_z, z, gamma)
     if unit:
         norm = torch.linalg.vector_norm(torch.cat([v_x, v_z[:, None]], 1), dim=1) + IN_NORM
         v_x, v_z = v_x / norm[:, None], v_z / norm
