@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pfgm_fast.native_update import Terms
 from pfgm_fast.solution import Status
-from pfgm_fast.update import Terms
 
 MOST_TERMS = 5
 _SHORT = 8192  # numbers of a row that one program holds

@@ -25,21 +25,23 @@ class RowDenoiser:
     """
 
     def __init__(self, denoiser: Callable[..., Tensor], extra_args: Any, x: Tensor) -> None:
-        if extra_args is not None and not isinstance(extra_args, dict):
-            raise TypeError(f"extra_args must be a dict of keyword arguments, got {type(extra_args).__name__}")
-        named = {f"extra_args[{name!r}]": (name, value) for name, value in (extra_args or {}).items()}
         self.denoiser: Callable[..., Tensor] = beside_call(denoiser, "unchecked") or denoiser
         self.whole_solve: WholeSolve | None = beside_call(denoiser, "whole_solve")
-        self.extra_args: dict[str, Any] = extra_args or {}
+        self.extra_args = keywords(extra_args)
         self.dtype = x.dtype
-        self._names = [name for name, _ in named.values()]
-        self._arguments = RowArguments(((label, value) for label, (_, value) in named.items()), len(x), x.device)
+        self.arguments = RowArguments("extra_args", self.extra_args, len(x), x.device)
 
     def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor | None = None) -> Tensor:
         """The posterior mean at finite x (b, *data) and sigma (b,) of the rows (b,) of the batch; None is all."""
-        arguments = dict(zip(self._names, self._arguments.of(rows).values(), strict=True))
-        level = sigma.to(x.dtype)
+        arguments, level = self.arguments.of(rows), sigma.to(x.dtype)
         return called_in(self.dtype, "the denoiser", lambda seen: self.denoiser(seen, level, **arguments), x)
+
+
+def keywords(extra_args: Any) -> dict[str, Any]:
+    """extra_args, if it is a dict; None is none."""
+    if extra_args is not None and not isinstance(extra_args, dict):
+        raise TypeError(f"extra_args must be a dict of keyword arguments, got {type(extra_args).__name__}")
+    return extra_args or {}
 
 
 def beside_call(denoiser: object, name: str) -> Any:

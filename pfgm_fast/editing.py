@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast import _checks, noise, philox, schedule
-from pfgm_fast.denoiser import beside_call, checked, needed
+from pfgm_fast.denoiser import beside_call, checked, keywords, needed
 from pfgm_fast.jacobian import pulled_back
 from pfgm_fast.rowwise import answer_like
 from pfgm_fast.sampling import sample
@@ -142,8 +142,6 @@ def inpaint(
         raise ValueError(f"mask must broadcast to {tuple(x.shape)} like x, got shape {tuple(mask.shape)}") from None
     x = x.where(known, 0)
     _checks.finite("x", x)
-    if extra_args is not None and not isinstance(extra_args, dict):
-        raise TypeError(f"extra_args must be a dict of keyword arguments, got {type(extra_args).__name__}")
     fixed = {"shape", "device", "dtype"} & set(options)
     if fixed:
         raise TypeError(f"{', '.join(sorted(fixed))} cannot be given: they are those of x")
@@ -155,7 +153,7 @@ def inpaint(
     elif _checks.tensor("latents", latents, (x.dtype,)).shape != x.shape:
         raise ValueError(f"latents must be like x, of shape {tuple(x.shape)}, got shape {tuple(latents.shape)}")
     start = torch.where(known, x + latents, latents)
-    extra = {**(extra_args or {}), _KNOWN: x, _MASK: known}
+    extra = {**keywords(extra_args), _KNOWN: x, _MASK: known}
     options |= {"sigma_max": sigma_max, "sigmas": sigmas}
     return sample(_Completing(denoiser, sigma_data, D), latents=start, extra_args=extra, seeds=keys, **options)
 

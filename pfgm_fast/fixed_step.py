@@ -18,6 +18,7 @@ from torch import Tensor
 from pfgm_fast import update
 from pfgm_fast.churn import Churn
 from pfgm_fast.multistep import Method, Rule
+from pfgm_fast.native_update import Terms
 from pfgm_fast.solution import Record, Status, per_row
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -123,7 +124,7 @@ class _Loop:
         torch.where(per_row(runs, x), record.x, x, out=record.x)
         torch.where(runs, record.t, t, out=record.t)
 
-    def _evaluate(self, a: float, terms: update.Terms, sigma: float, keep: bool) -> _Answer:
+    def _evaluate(self, a: float, terms: Terms, sigma: float, keep: bool) -> _Answer:
         """The denoiser's answer for a x + the terms at sigma, copied if it must outlast the next one."""
         record = self.record
         self.on.attempt(self.seen, record.x, record.status, a, terms, self.work)
@@ -134,12 +135,12 @@ class _Loop:
         self.kept.rotate(-1)
         return _Answer(given, self.kept[-1].copy_(given))
 
-    def _advance(self, a: float, terms: update.Terms, sigma: float, count: int) -> None:
+    def _advance(self, a: float, terms: Terms, sigma: float, count: int) -> None:
         record = self.record
         self.on.advance(record.x, record.t, record.accepted, record.status, a, terms, sigma, count, self.work)
 
 
-def _combination(rule: Rule, known: Known, sigma: float, sigma_next: float) -> tuple[float, update.Terms]:
+def _combination(rule: Rule, known: Known, sigma: float, sigma_next: float) -> tuple[float, Terms]:
     """The factor of the state, and the others with what they multiply."""
     weights = rule([level for level, _ in known], sigma, sigma_next)
     return weights.state, [(b, denoised) for b, (_, denoised) in zip(weights.denoised, known, strict=False)]

@@ -76,7 +76,7 @@ def odeint(
     start, end = _times("t0", t0, y), _times("t1", t1, y)
     if accuracy.together and (isinstance(t0, Tensor) or isinstance(t1, Tensor)):
         raise ValueError('t0 and t1 must be numbers for step_control="batch", which has one time for all rows')
-    arguments = RowArguments(((f"args[{i}]", value) for i, value in enumerate(args)), len(y), y.device)
+    arguments = RowArguments("args", dict(enumerate(args)), len(y), y.device)
     monitor = Monitor(callback, progress)
     record = Record.start(y, 0.0, trajectory=trajectory)
     record.t.copy_(start)

@@ -15,7 +15,7 @@ from pfgm_fast.adaptive import Accuracy, covered
 from pfgm_fast.denoiser import RowDenoiser, checked, needed
 from pfgm_fast.jacobian import pulled_back
 from pfgm_fast.ode.solve import solve
-from pfgm_fast.rowwise import RowArguments, answer_like
+from pfgm_fast.rowwise import answer_like
 from pfgm_fast.solution import Record, Status, per_row, shown
 from pfgm_fast.watching import SHARE_BAR, Monitor
 
@@ -145,7 +145,6 @@ class _Slope:
         self.N = math.prod(self.shape)
         self.work = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.denoiser = RowDenoiser(denoiser, extra_args, x)
-        self.arguments = RowArguments((extra_args or {}).items(), B, x.device)
         self.dtype = x.dtype
         self.trace = getattr(denoiser, "divergence", None) if exact else None
         drawn = not exact or seeds is not None  # seeds are refused all the same where nothing is drawn
@@ -167,7 +166,7 @@ class _Slope:
             divergence = (probes * product.reshape(probes.shape)).sum(1, dtype=y.dtype)
         else:
             seen, _ = shown(x.to(self.dtype))
-            answer = self.trace(seen, sigma.to(self.work), **self.arguments.of(rows))
+            answer = self.trace(seen, sigma.to(self.work), **self.denoiser.arguments.of(rows))
             denoised, divergence = self.denoiser(x, sigma, rows), answer_like("denoiser.divergence", answer, sigma)
         drift = y[:, : self.N] - denoised.reshape(len(y), self.N)
         slope = torch.cat([drift, divergence.reshape(-1, 1).to(y.dtype)], 1)

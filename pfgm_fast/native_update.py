@@ -16,6 +16,7 @@ from torch import Tensor
 from pfgm_fast import _extension
 
 Terms = Sequence[tuple[float, Tensor]]
+"""Factors and tensors like the state; a factor is rounded to the dtype of the state."""
 
 
 def supports(x: Tensor) -> bool:

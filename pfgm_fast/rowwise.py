@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,26 +14,26 @@ from pfgm_fast.solution import per_row, shown
 
 
 class RowArguments:
-    """Values by name, of which the tensors with dimensions have a row for each of B rows and travel with them.
+    """Values by key, of which the tensors with dimensions have a row for each of B rows and travel with them.
 
-    0-d tensors and all other values are the same for every row.
+    0-d tensors and all other values are the same for every row. `name` is that of the user's argument.
     """
 
-    def __init__(self, values: Iterable[tuple[str, Any]], B: int, device: torch.device) -> None:
+    def __init__(self, name: str, values: Mapping[Any, Any], B: int, device: torch.device) -> None:
         self.values = dict(values)
-        for name, value in self.values.items():
+        for key, value in self.values.items():
             if not _has_rows(value):
                 continue
             if len(value) != B:
                 got = tuple(value.shape)
-                raise ValueError(f"{name} must have a row for each of the {B} samples, got shape {got}")
+                raise ValueError(f"{name}[{key!r}] must have a row for each of the {B} samples, got shape {got}")
             if value.device != device:
-                raise ValueError(f"{name} must be on {device} like the state, got {value.device}")
+                raise ValueError(f"{name}[{key!r}] must be on {device} like the state, got {value.device}")
         self._gathered = any(map(_has_rows, self.values.values()))
         self._rows: Tensor | None = None
         self._selected = self.values
 
-    def of(self, rows: Tensor | None) -> dict[str, Any]:
+    def of(self, rows: Tensor | None) -> dict[Any, Any]:
         """The values for these rows (b,), None being all; gathered again only where `rows` is another tensor."""
         if rows is None or not self._gathered:
             return self.values

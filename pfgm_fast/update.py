@@ -7,17 +7,14 @@ bits: every product and every sum is rounded, in the order of the terms.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import native_update
+from pfgm_fast.native_update import Terms
 from pfgm_fast.solution import Status, all_finite, finite_rows, per_row
-
-Terms = Sequence[tuple[float, Tensor]]
-"""Factors and tensors like the state; a factor is rounded to the dtype of the state."""
 
 
 def implementation(x: Tensor) -> Any:

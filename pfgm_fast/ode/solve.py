@@ -128,8 +128,6 @@ def _watched(watch: Watch, i: int, func: Func, record: Record, slots: Slots, row
     y = before.clone()
     stops = watch(i, rows, t, y, slope)
     changed = (y != before).reshape(len(y), -1).any(1)
-    if isinstance(slots, Together):
-        changed = changed.any().expand(len(y))
     if bool(changed.any()):
         record.x[rows] = y
         if not stops:
