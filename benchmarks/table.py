@@ -1,138 +1,238 @@
-"""Writes the generated tables between the markers of README.md and docs/benchmarks.md: `python -m benchmarks.table`."""
+"""Writes the generated parts of README.md and docs from the CSV files: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from benchmarks import compare, results
-from benchmarks.cells import markdown, number, percent, scientific
-from benchmarks.compare import RefusedError, Rows
-from benchmarks.core import Operation
-from benchmarks.gpu import page, predict, rows
-from benchmarks.machine import ROOT
+from benchmarks import accuracy, bars, plot, scaling, shapes
+from benchmarks import training_target as target
+from benchmarks.checkout import ROOT
+from benchmarks.gpu import predict
 from benchmarks.registry import OPERATIONS
-from benchmarks.results import Row
-from benchmarks.solvers import page as solvers_page
-from benchmarks.solvers import rows as solvers_rows
+from benchmarks.solvers import peers, poisson
+from benchmarks.solvers.solve import setting
+from pfgm_fast.bench import posterior_mean as pm
+from pfgm_fast.bench import report
+from pfgm_fast.bench.cells import Line, markdown, number, pick, without_empty
+from pfgm_fast.bench.queries import SPREAD, Shape
+from pfgm_fast.bench.rows import OK, SKIPPED, RefusedError, Row, Table, memory_saved, speed_up
 
 NOTHING = "Nothing was measured yet."
+REFERENCES = (pm.ORIGINAL, pm.PRODUCTS)
+FEW = 2  # blocks of an operation whose rows stand on the page
+LEFT_OUT = ("p10–p90", "repeats", "calls", "GFLOP/s")
+TARGETS = (target.BATCH, target.ORIGINAL, target.KEPT)
 
 
-def summary(rows: Rows) -> str:
-    """One line for each case and variant: the provider that the bars are about, beside their baselines."""
-    return "\n\n".join(_origin(operation, rows) + "\n\n" + _summary(operation, rows) for operation in _present(rows))
+# ---- the README's part
 
 
-def full(rows: Rows) -> str:
-    """The summary, the goals, and every row."""
-    parts = []
-    for operation in _present(rows):
-        parts += [f"### {operation.name}", _origin(operation, rows), _summary(operation, rows)]
-        parts += ["#### Goals", goals(operation, rows)]
-        blocks = dict.fromkeys((row.case, row.variant, row.threads) for row in _of(operation, rows))
-        for case, variant, threads in sorted(blocks, key=lambda block: _place(operation, *block)):
-            count = "1 thread" if threads == 1 else f"{threads} threads"
-            parts += [f"#### {case}, {variant}, {count}", block_table(operation, rows, case, variant, threads)]
+def summary(table: Table) -> str:
+    """One line for each size: ours, beside the two expressions that users write and the fastest of all others."""
+    header = (
+        "field of", "size", "ms, 1 thread", "2 threads", *(f"× faster than {name}" for name in REFERENCES),
+        "fastest other", "× faster", f"× less memory than {pm.ORIGINAL}", "error / bound",
+    )  # fmt: skip
+    lines = [line for shape, words in shapes.WORDS.items() if (line := _summary_line(table, shape, words))]
+    return f"{origin(table)}\n\n{markdown(*without_empty(header, lines))}\n\n{_whole(table)}".strip()
+
+
+def _summary_line(table: Table, shape: Shape, words: str) -> Line | None:
+    block = table.where(operation="posterior_mean", case=shape.name, variant=SPREAD, threads=1)
+    operation = OPERATIONS["posterior_mean"]
+    ours = next((mine for row in block if (mine := operation.rival(block, row))), None)
+    if ours is None:
+        return None
+    two = table.get(*ours.key._replace(threads=2))
+    others = [row for row in _alternatives(block) if row.provider not in (pm.BARE,)]
+    fastest = min(others, key=lambda row: row.median_ms or 0, default=None)
+    original = block.get(*ours.key._replace(provider=pm.ORIGINAL))
+    return (
+        words, shape.name, number(ours.median_ms), "" if two is None else number(two.median_ms),
+        *(_times(ours, block.get(*ours.key._replace(provider=name))) for name in REFERENCES),
+        "" if fastest is None else fastest.provider, _times(ours, fastest),
+        _times(ours, original, memory_saved), number(ours.error_bounds),
+    )  # fmt: skip
+
+
+def _whole(table: Table) -> str:
+    """Training targets and solves in sentences."""
+    said = []
+    for case in (target.PFGM, target.PFGMPP):
+        ours, *others = (table.get("training_target", case, target.NOISE, name) for name in TARGETS)
+        if ours is not None and all(others):
+            whole, kept = (_times(ours, row) for row in others)
+            said.append(
+                f"A training target of {case}: {number(ours.median_ms)} ms; the original formula takes {whole}, in "
+                f"chunks that keep their memory {kept} as long."
+            )
+    found = []
+    for peer in peers.NAMES:
+        row = table.get(poisson.NAME, poisson.CASE, poisson.VARIANT, peer, setting(poisson.BAR))
+        ours = None if row is None else poisson.match(table.where(operation=poisson.NAME, threads=1), row)
+        found += [f"{_times(ours, row)} {peer}"] if ours is not None else []
+    if found:
+        said.append(f"Whole solves of 1,024 samples, faster at no worse an error: {', '.join(found)}.")
+    return "\n".join(f"- {sentence}" for sentence in said)
+
+
+# ---- the page of benchmarks
+
+
+def full(stem: str, table: Table) -> str:
+    """Of one device: origin, goals, where an alternative wins, how it grows, one table for each operation, figures."""
+    parts = [f"### {table.values('device')[0]}", origin(table), "#### Goals", markdown(bars.HEADER, bars.lines(table))]
+    parts += [ceilings(table), "#### Where an alternative is faster", losses(table)]
+    parts += ["#### How it grows", growth(table)]
+    for name in OPERATIONS:
+        if name in table.values("operation") and name not in scaling.SCALING:
+            parts += [f"#### `{name}`", brief(table, name)]
+    parts += [f"![{picture.words}](figures/{stem}-{picture.name}.png)" for picture in plot.pictures(table)]
     return "\n\n".join(parts)
 
 
-def goals(operation: Operation[Any], rows: Rows) -> str:
-    """The bars of the cases that were measured, and whether they are cleared, on one thread."""
-    lines = []
-    for bar, variant, got, text in compare.verdicts(operation, rows, {row.case for row in _of(operation, rows)}):
-        what = "faster" if bar.quantity == "time" else "less memory"
-        reached = "–" if got is None else f"{number(got)}×"
-        lines.append((bar.case, variant, f"{what} than {bar.baseline}", f"{number(bar.times)}×", reached, text))
-    return markdown(("case", "noise levels", f"{operation.bars[0].provider} is", "goal", "measured", "verdict"), lines)
+def brief(table: Table, name: str) -> str:
+    """Of an operation of few blocks their rows on one thread, of others a cell for each provider and block."""
+    mine = table.where(operation=name, threads=1)
+    blocks = list(dict.fromkeys((row.case, row.variant) for row in mine))
+    if name == accuracy.NAME:
+        return f"Largest error in units of the accuracy contract.\n\n{matrix(mine, 'error_bounds')}"
+    if len(blocks) > FEW:
+        return f"ms; \\*: outside the accuracy contract, or a part of the work.\n\n{matrix(mine, 'median_ms')}"
+    parts = []
+    for case, variant in blocks:
+        header, lines = report.block(OPERATIONS[name], mine.where(case=case, variant=variant))
+        kept = [i for i, column in enumerate(header) if column not in LEFT_OUT]
+        parts.append(f"{case}, {variant}:\n\n{markdown(pick(header, kept), [pick(line, kept) for line in lines])}")
+    return "\n\n".join(parts)
 
 
-def block_table(operation: Operation[Any], rows: Rows, case: str, variant: str, threads: int) -> str:
-    """The rows of one case and variant with so many threads, in the order of the registry."""
-    ours = operation.bars[0].provider
-    header = (
-        "provider", "ms", "p10–p90", "repeats", f"{ours} is faster", "memory MB", "error / bound", "relative error",
-        "Gpairs/s", "GFLOP/s", "of matrix ceiling", "bound by", "of that bound", "remark",
-    )  # fmt: skip
-    lines = []
-    reference = rows.get((operation.name, case, variant, ours, threads))
-    for provider in operation.providers:
-        row = rows.get((operation.name, case, variant, provider.name, threads))
-        if row is None:
-            continue
-        remark = "; ".join(filter(None, (row.remark, "outside the accuracy contract" if row.status == "wrong" else "")))
-        lines.append((
-            row.provider, number(row.median_ms), f"{number(row.p10_ms)}–{number(row.p90_ms)}", str(row.repeats),
-            "" if row is reference else _times(reference, row), number(row.memory_mb), number(row.error_bounds),
-            scientific(row.error_relative), number(row.gpairs_per_s), number(row.gflop_per_s),
-            percent(row.matrix_share), row.bound, percent(row.bound_share), remark,
-        ))  # fmt: skip
-    return markdown(header, lines)
+def matrix(rows: Table, column: str) -> str:
+    """A line for each case and variant, a column for each provider."""
+    measured = [row for row in rows if row.status != SKIPPED]
+    providers = list(dict.fromkeys(row.label for row in measured))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in measured:
+        mark = "" if row.status == OK or column != "median_ms" else "\\*"
+        lines.setdefault((row.case, row.variant), {})[row.label] = f"{number(getattr(row, column))}{mark}"
+    cells = [(*block, *(found.get(name, "") for name in providers)) for block, found in lines.items()]
+    return markdown(("case", "variant", *providers), cells)
 
 
-def _summary(operation: Operation[Any], rows: Rows) -> str:
-    ours = operation.bars[0].provider
-    baselines = list(dict.fromkeys(bar.baseline for bar in operation.bars))
-    first = next(iter(operation.variants))
-    counts = sorted({row.threads for row in _of(operation, rows)})
-    header = ["case", "noise levels", *(f"{ours}, {n} thread{'s' * (n > 1)}, ms" for n in counts)]
-    header += [f"× faster than {name}" for name in baselines]
-    header += [f"× less memory than {name}" for name in baselines] + ["error / bound"]
-    lines = []
-    for case in operation.cases:
-        for variant in operation.variants:
-            mine = [rows.get((operation.name, case, variant, ours, n)) for n in counts]
-            peers = [rows.get((operation.name, case, variant, name, counts[0])) for name in baselines]
-            if mine[0] is None:
+def losses(table: Table) -> str:
+    """Every row of a finished result that is faster than ours, in plain words."""
+    said = []
+    for name, case, variant, threads in dict.fromkeys((r.operation, r.case, r.variant, r.threads) for r in table):
+        block = table.where(operation=name, case=case, variant=variant, threads=threads)
+        for row in _alternatives(block):
+            ours = OPERATIONS[name].rival(block, row)
+            times = _ratio(ours, row)
+            if ours is None or times is None or times >= 1:
                 continue
-            cells = [case, variant, *("" if row is None else number(row.median_ms) for row in mine)]
-            cells += [_times(mine[0], peer) for peer in peers]
-            cells += [_less(mine[0], peer) if variant == first else "" for peer in peers]
-            lines.append((*cells, number(mine[0].error_bounds)))
-    return markdown(tuple(header), lines)
+            errors = [number(one.error_bounds) for one in (row, ours) if one.error_bounds is not None]
+            error = f"; errors in bounds: {errors[0]}, ours {errors[1]}" if len(errors) == 2 else ""
+            what = f"{name}, {case}, {variant}, {_threads(threads)}"
+            said.append(f"- {what}: {row.label} is {number(1 / times)}× as fast{error}.")
+    return "\n".join(said) or "Nowhere among the rows measured."
 
 
-def _times(ours: Row | None, baseline: Row | None) -> str:
-    """The speed-up, in plain words where the other is the faster one; none of a wrong result."""
-    if ours is None or baseline is None:
-        return ""
-    try:
-        times = compare.speed_up(ours, baseline)
-    except RefusedError:
-        return "wrong"
-    return f"{number(times)}×" if times >= 1 else f"{number(times)}×, this one is faster"
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
-def _less(ours: Row, baseline: Row | None) -> str:
-    try:
-        times = None if baseline is None else compare.memory_saved(ours, baseline)
-    except RefusedError:
-        return "wrong"
-    return "" if times is None else f"{number(times)}×"
+def growth(table: Table) -> str:
+    """The fitted exponents of the curves, and what a second thread brings."""
+    lines = []
+    for name, sizes in scaling.SCALING.items():
+        for curve in scaling.curves(name, table):
+            last = max(curve.points)
+            two = {c.provider: c for c in scaling.curves(name, table, threads=2)}.get(curve.provider)
+            second = "" if two is None else number(_wall(curve.points[last], two.points.get(last)))
+            lines.append((
+                sizes.letter, curve.provider, f"{min(curve.points):,} to {last:,}",
+                *(number(curve.points[size].median_ms) for size in (min(curve.points), last)),
+                number(curve.exponent()), number(curve.exponent("memory_mb")), second,
+            ))  # fmt: skip
+    header = (
+        "against", "provider", "sizes", "ms at the first", "at the last", "exponent of the time", "of the memory",
+        "× as fast with 2 threads at the last",
+    )  # fmt: skip
+    note = "Exponents of a power law through the last two decades of sizes, by least squares in logarithms."
+    return f"{note}\n\n{markdown(*without_empty(header, lines))}" if lines else NOTHING
 
 
-def _origin(operation: Operation[Any], rows: Rows) -> str:
+def _wall(one: Row, two: Row | None) -> float | None:
+    return None if two is None or not one.median_ms or not two.median_ms else one.median_ms / two.median_ms
+
+
+# ---- the page of all rows
+
+
+def every_row(stem: str, table: Table) -> str:
+    parts = [f"## {table.values('device')[0]}", f"{origin(table)} As CSV: benchmarks/results/{stem}.csv."]
+    for name, operation in OPERATIONS.items():
+        mine = table.where(operation=name)
+        if mine:
+            parts.append(f"### `{name}`" + (f"\n\nErrors: {operation.error_unit}." if operation.error_unit else ""))
+        for case, variant, threads in dict.fromkeys((row.case, row.variant, row.threads) for row in mine):
+            block = mine.where(case=case, variant=variant, threads=threads)
+            parts += [f"#### {case}, {variant}, {_threads(threads)}", markdown(*report.block(operation, block))]
+    return "\n\n".join(parts)
+
+
+CEILINGS = {
+    "copy_gb_per_s": "GB/s copied",
+    "matrix_gflop_per_s": "GFLOP/s of float32 products",
+    "half_gflop_per_s": "GFLOP/s of bf16 products",
+    "int8_gop_per_s": "GOP/s of int8 products",
+    "log_exp_g_per_s": "1e9/s log with exp",
+}
+
+
+def ceilings(table: Table) -> str:
+    """The range of each over the blocks on one thread."""
+    found = {words: [v for v in table.where(threads=1).values(name) if v] for name, words in CEILINGS.items()}
+    ranges = [f"{number(min(v))} to {number(max(v))} {words}" for words, v in found.items() if v]
+    return f"Ceilings measured beside the rows, one thread: {', '.join(ranges)}."
+
+
+def origin(table: Table) -> str:
     """What its rows came from; more than one commit or date means that they were not measured in one run."""
-    values = {n: sorted({str(getattr(row, n)) for row in _of(operation, rows)}) for n in Row.__dataclass_fields__}
-    machine, torch, commit, date = (", ".join(values[name]) for name in ("machine", "torch", "commit", "date"))
-    return f"{machine}; PyTorch {torch}; commit {commit}; {date}."
+    columns = ("machine", "device", "versions", "commit", "date")
+    machine, device, versions, commit, date = (" / ".join(sorted(set(table.values(name)))) for name in columns)
+    where = machine if machine == device else f"{device} ({machine})"
+    return f"{where}; {versions}; commit {commit}; {date}."
 
 
-def _present(rows: Rows) -> Iterator[Operation[Any]]:
-    names = {row.operation for row in rows.values()}
-    return (operation for name, operation in OPERATIONS.items() if name in names)
+def _alternatives(block: Table) -> list[Row]:
+    """Rows of others with a whole result."""
+    providers = {(p.name, p.setting): p for row in block for p in OPERATIONS[row.operation].providers}
+    return [
+        row for row in block
+        if row.median_ms is not None and row.status != "part" and not providers[row.provider, row.setting].ours
+    ]  # fmt: skip
 
 
-def _of(operation: Operation[Any], rows: Rows) -> list[Row]:
-    return [row for row in rows.values() if row.operation == operation.name and row.case in operation.cases]
+def _ratio(ours: Row | None, other: Row | None) -> float | None:
+    try:
+        return speed_up(ours, other)
+    except RefusedError:
+        return None
 
 
-def _place(operation: Operation[Any], case: str, variant: str, threads: int) -> tuple[int, int, int]:
-    variants = list(operation.variants)
-    return list(operation.cases).index(case), variants.index(variant) if variant in variants else len(variants), threads
+def _times(
+    ours: Row | None, other: Row | None, ratio: Callable[[Row | None, Row | None], float | None] = speed_up
+) -> str:
+    try:
+        times = ratio(ours, other)
+    except RefusedError as refused:
+        return "wrong" if "error bound" in str(refused) else "untested"
+    return "" if times is None else report.bare_times(times)
+
+
+# ---- pages
 
 
 def render(text: str, marker: str, body: str) -> str:
@@ -149,38 +249,25 @@ def render(text: str, marker: str, body: str) -> str:
     return f"{head}{before}\n{body}\n{after}{tail}"
 
 
-def measured(folder: Path = results.FOLDER) -> dict[str, Rows]:
-    """The rows of every machine's CPU, by file name."""
-    others = rows.PREFIX, solvers_rows.PREFIX
-    paths = (path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(others))
-    return {path.name: compare.by_key(results.read(path, Row)) for path in paths}
+def of_devices(part: Callable[[str, Table], str]) -> str:
+    return "\n\n".join(part(stem, table) for stem, table in plot.tables().items()) or NOTHING
 
 
-def on_cpus(part: Callable[[Rows], str]) -> str:
-    return "\n\n".join(map(part, measured().values())) or NOTHING
-
-
-def on_gpus(folder: Path = results.FOLDER) -> str:
-    paths = sorted(folder.glob(f"{rows.PREFIX}*.csv"))
-    return "\n\n".join(page.full(results.read(path, rows.Row)) for path in paths) or NOTHING
-
-
-def of_solvers(folder: Path = results.FOLDER) -> str:
-    return "\n\n".join(map(solvers_page.full, solvers_rows.tables(folder).values())) or NOTHING
+def _summaries() -> str:
+    return of_devices(lambda stem, table: summary(table))
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("README.md", "benchmarks", partial(on_cpus, summary)),
-    ("docs/benchmarks.md", "benchmarks", partial(on_cpus, full)),
-    ("docs/benchmarks.md", "gpu", on_gpus),
+    ("README.md", "benchmarks", _summaries),
+    ("docs/benchmarks.md", "benchmarks", partial(of_devices, full)),
     ("docs/benchmarks.md", "predicted", predict.text),
-    ("docs/benchmarks.md", "solvers", of_solvers),
+    ("docs/benchmark-rows.md", "rows", partial(of_devices, every_row)),
 )
 
 
-def stale(root: Path = ROOT) -> dict[str, str]:
+def stale() -> dict[str, str]:
     """The pages that no longer say what the CSV files say, as they should be."""
-    pages = {name: (root / name).read_text(encoding="utf-8") for name, _, _ in SECTIONS}
+    pages = {name: (ROOT / name).read_text(encoding="utf-8") for name, _, _ in SECTIONS}
     fresh = dict(pages)
     for name, marker, body in SECTIONS:
         fresh[name] = render(fresh[name], marker, body())

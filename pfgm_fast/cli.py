@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pfgm_fast import SolverError, cli_sample
+from pfgm_fast import SolverError, cli_bench, cli_sample
 from pfgm_fast._info import info
 from pfgm_fast._version import __version__
 
@@ -57,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     cli_sample.add_arguments(command)
     command.set_defaults(command=_sample)
 
+    about = "measure one evaluation of the field here, on your data or your size of data, beside what others write"
+    command = commands.add_parser(
+        "bench",
+        help=about,
+        description=_sentence(about),
+        epilog="Takes a minute or two for each number of threads, much of it for what the alternatives compile.",
+    )
+    cli_bench.add_arguments(command)
+    command.set_defaults(command=_bench)
+
     about = "find the fastest tiles of the GPU kernels for data of a size, and keep them for all later processes"
     command = commands.add_parser("tune", help=about, description=_sentence(about))
     command.add_argument("--data", type=_size, required=True, metavar="M", help="how many data")
@@ -105,6 +115,16 @@ def _sample(options: argparse.Namespace) -> int:
     except (OSError, TypeError, ValueError, SolverError) as error:
         return _fail(str(error), "sample")
     print(f"written: {path}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        cli_bench.run(options, _say)
+    except (OSError, TypeError, ValueError) as error:
+        return _fail(str(error), "bench")
+    if options.out:
+        print(f"\nwritten: {options.out}")
     return 0
 
 

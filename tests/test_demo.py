@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pfgm_fast import EmpiricalField, cli
+from pfgm_fast.bench import memory, queries
 
 pytest.importorskip("matplotlib", reason='pip install "pfgm-fast[demo]"')
 pytest.importorskip("sklearn", reason='pip install "pfgm-fast[demo]"')
@@ -73,18 +74,48 @@ def test_digits_are_scaled(generator: torch.Generator) -> None:
 
 def test_peers_compute_the_same(generator: torch.Generator) -> None:
     data = torch.randn(200, 5, generator=generator)
-    case = timing.Case.draw("noise", data, 8.0, 30, generator)
-    sigma = case.sigma.clamp_min(0.1)
-    expected = EmpiricalField(data.double(), 8.0)(case.x.double(), sigma)
+    query = timing.Case.draw("noise", data, 8.0, 30, generator).query
+    query.sigma.clamp_min_(0.1)
+    expected = EmpiricalField(data.double(), 8.0)(query.x.double(), query.sigma)
     for name, make in timing.METHODS.items():
-        torch.testing.assert_close(make(data, 8.0)(case.x, sigma).double(), expected, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(make(query)().double(), expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_errors_are_those_of_every_row(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = timing.Case.draw("noise", torch.randn(200, 5, generator=generator), 8.0, 100, generator)
+
+    def off(query: queries.Query) -> timing.Call:
+        change = torch.zeros_like(query.x)
+        change[99] = 1e-2 * query.x[99]
+        return lambda: timing.exact_field(query)() + change
+
+    monkeypatch.setattr(timing, "METHODS", {"pfgm_fast": timing.exact_field, "off": off})
+    monkeypatch.setattr(memory, "unavailable", lambda: "not here")
+    results = timing.measure(case, 1)
+    exact = EmpiricalField(case.query.data.double(), 8.0)(case.query.x[99:].double(), case.query.sigma[99:])[0]
+    x, sigma = case.query.x[99].double(), float(case.query.sigma[99])
+    length = math.sqrt(float((x - exact).square().sum()) + 8 * sigma**2)
+    assert results["off"].error == pytest.approx(1e-2 * float(x.norm()) / length, rel=1e-2)
+    assert results["pfgm_fast"].error < 1e-4
+
+
+@pytest.mark.skipif(memory.unavailable() is not None, reason=str(memory.unavailable()))
 def test_peak_memory_sees_the_large_tensors(generator: torch.Generator) -> None:
     case = timing.Case.draw("noise", torch.randn(3000, 20, generator=generator), 8.0, 200, generator)
-    tensor = 4 * 200 * 3000 * 21
-    assert timing.peak_memory("original B x M x (N+1) formula", case) > 1.5 * tensor
-    assert timing.peak_memory("pfgm_fast", case) < tensor / 5
+    tensor = 4 * 200 * 3000 * 21 / 1e6
+    peaks = {name: timing.peak_memory(name, case) for name in timing.METHODS}
+    assert (peaks["original B x M x (N+1) formula"] or 0) > 1.5 * tensor
+    assert (peaks["pfgm_fast"] or 0) < tensor / 5
+
+
+def test_a_system_that_does_not_tell_memory(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "unavailable", lambda: "not here")
+    case = timing.Case.draw("noise", torch.randn(100, 2, generator=generator), 1.0, 8, generator)
+    results = timing.measure(case, 1)
+    assert {result.memory for result in results.values()} == {None}
+    text = timing.table(case, results)
+    assert "MiB" not in text
+    assert all(name in text for name in timing.METHODS)
 
 
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

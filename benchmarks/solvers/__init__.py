@@ -1,1 +1,1 @@
-"""The solvers beside the alternatives: `python -m benchmarks.solvers`, from the root of the repository."""
+"""Whole solves, beside those of others."""

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import pfgm_fast as pf
 from benchmarks.solvers import peers
-from benchmarks.solvers.core import Answer, Array, Block, Counted, Effort, Problem, Run
+from benchmarks.solvers.solve import TESTS, Array, Counted, Solve, answer
+from pfgm_fast.bench.core import Answer, Case, Effort, Error, Operation, Provider
+from pfgm_fast.bench.queries import of_rows
+from pfgm_fast.bench.rows import Row, Table
 
-NAME = "linear"
+NAME = "linear_odes"
+CASE = "B=1024, rates 0.3 to 100"
+CPU = torch.device("cpu")
 OURS, OURS_SMALL = "pfgm_fast odeint", "pfgm_fast odeint, batch_size=256"
 TOLERANCE, SETTING = 1e-5, "1e-05"
 DAMPING = 0.1
 TURN = torch.tensor([[-DAMPING, 1.0], [-1.0, -DAMPING]], dtype=torch.float64)  # dy/dt = rate * TURN y
+
+
+class Linear(NamedTuple):
+    """Rates (B,) and states (B, 2) at t = 0."""
+
+    rates: Tensor
+    y0: Tensor
 
 
 def problems(B: int) -> tuple[Tensor, Tensor]:
@@ -58,42 +70,60 @@ def in_jax(t: Any, y: Any, rate: Any) -> Any:
     return rate * jnp.stack([b - DAMPING * a, -a - DAMPING * b])
 
 
-def ours(rates: Tensor, y0: Tensor, batch_size: int | None) -> Answer:
+def ours(inputs: Linear, batch_size: int | None) -> Answer:
     func = Counted(in_torch)
     solution = pf.odeint(
-        func, y0, 0.0, 1.0, args=(rates,), rtol=TOLERANCE, atol=TOLERANCE, batch_size=batch_size
-    ).raise_for_status()
-    return Answer(solution.samples, float(solution.nfe.double().mean()), func.calls)
+        func, inputs.y0, 0.0, 1.0, args=(inputs.rates,), rtol=TOLERANCE, atol=TOLERANCE, batch_size=batch_size
+    )
+    return answer(solution, func.calls)
 
 
-def run(name: str, rates: Tensor, y0: Tensor) -> Run:
-    """A provider by name."""
-    interval = 0.0, 1.0, TOLERANCE
-    solve: peers.Solve
-    if name in (OURS, OURS_SMALL):
-        solve = partial(ours, rates, y0, None if name == OURS else 256)
-    elif name == peers.SCIPY:
-        solve = peers.scipy(in_numpy(rates), y0.numpy(), *interval)
-    elif name == peers.TORCHDIFFEQ:
-        solve = peers.torchdiffeq(lambda t, y: in_torch(t, y, rates), y0, *interval)
-    elif name == peers.TORCHODE:
-        solve = peers.torchode(lambda t, y: in_torch(t, y, rates), y0, *interval)
-    else:
-        solve = peers.diffrax(in_jax, y0.numpy(), rates.numpy(), *interval)
-    return Run(name, SETTING, solve)
+def solve(name: str, inputs: Linear) -> Solve:
+    """The call of a peer."""
+    rates, y0, interval = inputs.rates, inputs.y0, (0.0, 1.0, TOLERANCE)
+    if name == peers.SCIPY:
+        return peers.scipy(in_numpy(rates), y0.numpy(), *interval)
+    if name == peers.TORCHDIFFEQ:
+        return peers.torchdiffeq(lambda t, y: in_torch(t, y, rates), y0, *interval)
+    if name == peers.TORCHODE:
+        return peers.torchode(lambda t, y: in_torch(t, y, rates), y0, *interval)
+    return peers.diffrax(in_jax, y0.numpy(), rates.numpy(), *interval)
 
 
-def units(states: Tensor, truth: Tensor) -> Tensor:
-    """(B,) the RMS over a row of its errors in units of atol + rtol |y|."""
+def error(inputs: Linear, states: Tensor, truth: Tensor) -> Error:
+    """The RMS over a row of its errors in units of atol + rtol |y|."""
     ratio = (states - truth) / (TOLERANCE + TOLERANCE * truth.abs())
-    return ratio.square().mean(1).sqrt()
+    return of_rows(None, ratio.square().mean(1).sqrt())
 
 
-def blocks(effort: Effort) -> Iterator[Block]:
-    rates, y0 = problems(1024)
-    names = [OURS, OURS_SMALL, *peers.available()]
-    errors = partial(units, truth=exact(rates, y0))
-    yield Block("all", [run(name, rates, y0) for name in names], errors, 2.0, 3, 5 if effort.quick else 25)
+def rival(block: Table, row: Row) -> Row | None:
+    """The faster one of ours."""
+    mine = [one for one in block if one.provider in (OURS, OURS_SMALL) and one.median_ms is not None]
+    return None if row in mine else min(mine, key=lambda one: one.median_ms or 0, default=None)
 
 
-PROBLEM = Problem(NAME, blocks)
+def _case(B: int, variant: str, device: torch.device) -> Linear:
+    return Linear(*problems(B))
+
+
+OPERATION = Operation(
+    name=NAME,
+    cases={CASE: Case(partial(_case, 1024), ("cpu",))},
+    variants=(SETTING,),
+    providers=(
+        Provider(OURS, lambda inputs: partial(ours, inputs, None), ours=True),
+        Provider(OURS_SMALL, lambda inputs: partial(ours, inputs, 256), ours=True),
+        *(
+            Provider(name, partial(solve, name), refuses=partial(lambda name, inputs: peers.refuses(name, CPU), name))
+            for name in peers.NAMES
+        ),
+    ),
+    truth=lambda inputs: exact(inputs.rates, inputs.y0),
+    error=error,
+    work=lambda inputs, answer: None,
+    small=lambda inputs: Linear(inputs.rates[:4], inputs.y0[:4]),
+    tests=TESTS,
+    rival=rival,
+    error_unit="tolerances",
+    effort=Effort(2.0, 3, 25),
+)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 import pfgm_fast as pf
-from benchmarks.solvers.core import Answer, Block, Effort, Problem, Run
-from benchmarks.solvers.poisson import setting
+from benchmarks.solvers.solve import TESTS, answer, distances, setting
+from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider, Work
 from pfgm_fast.schedule import rho_levels
 
-NAME = "nfe"
+NAME = "error_by_evaluations"
+CASE = "spiral of 2,000 points"
 D, HIGH, LOW, B = 128, 80.0, 0.05, 512
 FIXED = {"euler": 1, "heun": 2, "dpmpp_2m": 1, "unipc": 1}  # evaluations of a step
 CORRECTED = "unipc"  # evaluates at the last level too, to correct the last step
 EVALUATIONS = (10, 20, 40, 80)
 ADAPTIVE = "rk45"
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+VARIANT = f"D = {D}, sigma {HIGH:g} to {LOW:g}"
 SOLVERS = (*FIXED, ADAPTIVE)
 
 
@@ -32,31 +35,61 @@ def spiral(M: int) -> Tensor:
     return (points + 0.02 * torch.randn(M, 2, generator=generator)).double()
 
 
-def by_steps(solver: str, evaluations: int, field: pf.EmpiricalField, x: Tensor) -> Answer:
+@dataclass(frozen=True)
+class Spiral:
+    """States x (B, 2) at the highest level, in the field of data (M, 2), float64."""
+
+    data: Tensor
+    x: Tensor
+
+    @cached_property
+    def field(self) -> pf.EmpiricalField:
+        return pf.EmpiricalField(self.data, D)
+
+
+def make(variant: str, device: torch.device) -> Spiral:
+    x = pf.prior((B, 2), HIGH, D, seeds=range(B), dtype=torch.float64)
+    return Spiral(spiral(2000).to(device), x.to(device))
+
+
+def by_steps(solver: str, evaluations: int, inputs: Spiral) -> Answer:
     """Karras's levels (rho = 7), which end at 0.05, not at 0: the order of a method shows only where sigma > 0."""
     steps = evaluations // FIXED[solver] - (solver == CORRECTED)
     levels = rho_levels(steps + 1, LOW, HIGH, 7.0)[:-1]
-    solution = pf.sample(field, latents=x, solver=solver, sigmas=levels).raise_for_status()
-    nfe = int(solution.nfe.max())
-    return Answer(solution.samples, nfe, nfe)
+    return answer(pf.sample(inputs.field, latents=inputs.x, solver=solver, sigmas=levels))
 
 
-def adaptive(tolerance: float, field: pf.EmpiricalField, x: Tensor) -> Answer:
-    solution = pf.sample(
-        field, latents=x, solver=ADAPTIVE, sigmas=[HIGH, LOW], rtol=tolerance, atol=tolerance, max_steps=10**6
-    ).raise_for_status()
-    return Answer(solution.samples, float(solution.nfe.double().mean()), int(solution.nfe.max()))
+def adaptive(tolerance: float, inputs: Spiral) -> Answer:
+    return answer(
+        pf.sample(
+            inputs.field, latents=inputs.x, solver=ADAPTIVE, sigmas=[HIGH, LOW], rtol=tolerance, atol=tolerance,
+            max_steps=10**6,
+        )
+    )  # fmt: skip
 
 
-def blocks(effort: Effort) -> Iterator[Block]:
-    if effort.threads > 1:
-        return
-    field = pf.EmpiricalField(spiral(2000), D)
-    x = pf.prior((B, 2), HIGH, D, seeds=range(B), dtype=torch.float64)
-    truth = torch.as_tensor(adaptive(1e-10, field, x).states)
-    runs = [Run(solver, str(n), partial(by_steps, solver, n, field, x)) for solver in FIXED for n in EVALUATIONS]
-    runs += [Run(ADAPTIVE, setting(tolerance), partial(adaptive, tolerance, field, x)) for tolerance in TOLERANCES]
-    yield Block("all", runs, lambda states: (states - truth).norm(dim=1), 0.1, 1, 1)
+def work(inputs: Spiral, answer: Answer) -> Work:
+    pairs = answer.evaluations * len(inputs.x) * len(inputs.data)
+    return Work(pairs, 8 * pairs, inputs.data.nbytes + 2 * inputs.x.nbytes)
 
 
-PROBLEM = Problem(NAME, blocks)
+def _provider(solver: str, setting: str, solve: Callable[[Spiral], Answer]) -> Provider[Spiral]:
+    return Provider(solver, lambda inputs: partial(solve, inputs), setting, ours=True)
+
+
+OPERATION = Operation(
+    name=NAME,
+    cases={CASE: Case(make, threads=(1,))},
+    variants=(VARIANT,),
+    providers=(
+        *(_provider(solver, str(n), partial(by_steps, solver, n)) for solver in FIXED for n in EVALUATIONS),
+        *(_provider(ADAPTIVE, setting(tolerance), partial(adaptive, tolerance)) for tolerance in TOLERANCES),
+    ),
+    truth=lambda inputs: adaptive(1e-10, inputs).values,
+    error=distances,
+    work=work,
+    small=lambda inputs: Spiral(inputs.data[:64], inputs.x[:4]),
+    tests=(*TESTS, "tests/test_solver_orders.py"),
+    error_unit="|x - x*|",
+    effort=Effort(0.1, 1, 1),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,16 +11,21 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from benchmarks.solvers import peers
-from benchmarks.solvers.core import Answer, Array, Block, Effort, Problem, Run
+from benchmarks.solvers.solve import TESTS, Array, Solve, answer, distances
+from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider
+from pfgm_fast.bench.rows import Row
 from pfgm_fast.ode.cohorts import TorchSlots
 from pfgm_fast.ode.solve import solve
 from pfgm_fast.solution import Record
 
-NAME = "overhead"
+NAME = "host_time"
+CASE = "64 images of 3 x 32 x 32"
+VARIANT = "one Gaussian, sigma 80 to 0.002"
 SHAPE = (64, 3, 32, 32)
 FIXED = ("euler", "heun", "dpmpp_2m", "unipc")
 RK45, RK45_TORCH = "pfgm_fast rk45", "pfgm_fast rk45, slots in PyTorch"
 HIGH, LOW, TOLERANCE, STEPS = 80.0, 0.002, 1e-5, 40
+INTERVAL = math.log(HIGH), math.log(LOW), TOLERANCE
 
 
 def fixed(solver: str) -> str:
@@ -41,14 +46,11 @@ def drift(t: Tensor, x: Tensor) -> Tensor:
 
 
 def by_steps(solver: str, x: Tensor) -> Answer:
-    solution = pf.sample(denoiser, latents=x, solver=solver, steps=STEPS, D=math.inf)
-    nfe = int(solution.nfe.max())
-    return Answer(solution.samples, nfe, nfe)
+    return answer(pf.sample(denoiser, latents=x, solver=solver, steps=STEPS, D=math.inf))
 
 
 def adaptive(x: Tensor) -> Answer:
-    solution = pf.sample(denoiser, latents=x, solver="rk45", rtol=TOLERANCE, atol=TOLERANCE, D=math.inf)
-    return Answer(solution.samples, float(solution.nfe.double().mean()), int(solution.nfe.max()))
+    return answer(pf.sample(denoiser, latents=x, solver="rk45", rtol=TOLERANCE, atol=TOLERANCE, D=math.inf))
 
 
 def in_torch_slots(x: Tensor) -> Answer:
@@ -64,30 +66,50 @@ def in_torch_slots(x: Tensor) -> Answer:
     return Answer(record.x, float(record.nfe.double().mean()), int(record.nfe.max()))
 
 
-def scipy(x: Tensor) -> peers.Solve:
+def scipy(x: Tensor) -> Solve:
     """The denoiser in PyTorch on the float64 state of SciPy cast to float32, as Poisson_flow does."""
 
     def func(t: float, y: Array) -> Array:
-        state = torch.from_numpy(y).float().reshape(len(x), -1)
-        result: Array = drift(torch.tensor(t, dtype=torch.float32), state).numpy().ravel()
+        state = torch.from_numpy(y).to(x.device, torch.float32).reshape(len(x), -1)
+        result: Array = drift(torch.tensor(t, dtype=torch.float32), state).cpu().numpy().ravel()
         return result
 
-    return peers.scipy(func, x.double().numpy().ravel(), math.log(HIGH), math.log(LOW), TOLERANCE)
+    return peers.scipy(func, x.double().cpu().numpy().ravel(), *INTERVAL)
 
 
-def blocks(effort: Effort) -> Iterator[Block]:
-    x = pf.prior(SHAPE, HIGH, math.inf, seeds=range(SHAPE[0]))
-    interval = math.log(HIGH), math.log(LOW), TOLERANCE
-    makers: dict[str, Callable[[], peers.Solve]] = {
-        **{fixed(solver): partial(partial, by_steps, solver, x) for solver in FIXED},
-        RK45: lambda: partial(adaptive, x),
-        RK45_TORCH: lambda: partial(in_torch_slots, x),
-        peers.SCIPY: lambda: scipy(x),
-        peers.TORCHDIFFEQ: lambda: peers.torchdiffeq(drift, x.flatten(1), *interval),
-        peers.TORCHODE: lambda: peers.torchode(drift, x.flatten(1), *interval),
-    }
-    runs = [Run(name, "", make()) for name, make in makers.items() if name in OURS or peers.missing(name) is None]
-    yield Block("all", runs, None, 1.0, 3, 3 if effort.quick else 9)
+def per_call(row: Row) -> float | None:
+    """ms"""
+    return row.median_ms / row.calls if row.median_ms and row.calls else None
 
 
-PROBLEM = Problem(NAME, blocks)
+PEERS: dict[str, Callable[[Tensor], Solve]] = {
+    peers.SCIPY: scipy,
+    peers.TORCHDIFFEQ: lambda x: peers.torchdiffeq(drift, x.flatten(1), *INTERVAL),
+    peers.TORCHODE: lambda x: peers.torchode(drift, x.flatten(1), *INTERVAL),
+}
+
+
+def make(variant: str, device: torch.device) -> Tensor:
+    return pf.prior(SHAPE, HIGH, math.inf, seeds=range(SHAPE[0])).to(device)
+
+
+OPERATION = Operation(
+    name=NAME,
+    cases={CASE: Case(make)},
+    variants=(VARIANT,),
+    providers=(
+        *(Provider(fixed(name), partial(partial, by_steps, name), ours=True) for name in FIXED),
+        Provider(RK45, lambda x: partial(adaptive, x), ours=True),
+        Provider(RK45_TORCH, lambda x: partial(in_torch_slots, x), ours=True),
+        *(
+            Provider(name, prepare, refuses=partial(lambda name, x: peers.refuses(name, x.device), name))
+            for name, prepare in PEERS.items()
+        ),
+    ),
+    truth=lambda x: None,
+    error=distances,
+    work=lambda x, answer: None,
+    small=lambda x: x[:1],
+    tests=TESTS,
+    effort=Effort(1.0, 3, 9),
+)

@@ -1,12 +1,11 @@
 """The adaptive Dormand-Prince solvers of others, called as their documentation does, from t0 to t1 for a whole batch.
 
-Each returns the call that is timed. Names of what is missing stand in `MISSING`.
+Each returns the call that is timed.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.core import Answer, Array, Counted
+from benchmarks.solvers.solve import Array, Counted, Solve, tensor
+from pfgm_fast.bench import packages
+from pfgm_fast.bench.core import Answer
 
 SCIPY = "SciPy RK45"
 TORCHDIFFEQ = "torchdiffeq dopri5"
@@ -24,17 +25,14 @@ NAMES = (SCIPY, TORCHDIFFEQ, TORCHODE, DIFFRAX)
 
 _MODULES = {SCIPY: "scipy", TORCHDIFFEQ: "torchdiffeq", TORCHODE: "torchode", DIFFRAX: "diffrax"}
 
-Solve = Callable[[], Answer]
 
-
-def missing(name: str) -> str | None:
+def refuses(name: str, device: torch.device) -> str | None:
     """Why a peer cannot run here, or None."""
     module = _MODULES[name]
-    return None if importlib.util.find_spec(module) else f"{module} is not installed (pip install {module})"
-
-
-def available() -> list[str]:
-    return [name for name in NAMES if missing(name) is None]
+    why = packages.missing(module, module)
+    return why or (
+        f"it is run on the CPU alone, not on {device.type}" if name == DIFFRAX and device.type != "cpu" else None
+    )
 
 
 def scipy(func: Callable[[float, Array], Array], y0: Array, t0: float, t1: float, tolerance: float) -> Solve:
@@ -43,7 +41,7 @@ def scipy(func: Callable[[float, Array], Array], y0: Array, t0: float, t1: float
 
     def solve() -> Answer:
         found = integrate.solve_ivp(func, (t0, t1), y0.ravel(), method="RK45", rtol=tolerance, atol=tolerance)
-        return Answer(found.y[:, -1].reshape(y0.shape), found.nfev, found.nfev)
+        return Answer(tensor(found.y[:, -1].reshape(y0.shape)), found.nfev, found.nfev)
 
     return solve
 
@@ -51,7 +49,7 @@ def scipy(func: Callable[[float, Array], Array], y0: Array, t0: float, t1: float
 def torchdiffeq(func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t0: float, t1: float, tolerance: float) -> Solve:
     """`func(t, y (B, n))` with t 0-d: one step for the batch."""
     package = importlib.import_module("torchdiffeq")
-    times = torch.tensor([t0, t1], dtype=y0.dtype)
+    times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
 
     def solve() -> Answer:
         counted = Counted(func)
@@ -68,7 +66,7 @@ def torchode(func: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t0: float, t1
     term = package.ODETerm(func)
     controller = package.IntegralController(atol=tolerance, rtol=tolerance, term=term)
     solver = package.AutoDiffAdjoint(package.Dopri5(term=term), controller)
-    start, end = torch.full((len(y0),), t0, dtype=y0.dtype), torch.full((len(y0),), t1, dtype=y0.dtype)
+    start, end = (torch.full((len(y0),), t, dtype=y0.dtype, device=y0.device) for t in (t0, t1))
 
     def solve() -> Answer:
         with torch.no_grad():
@@ -102,6 +100,6 @@ def diffrax(
     def solve() -> Answer:
         y, steps = jax.block_until_ready(batch(states, rows))
         calls = 6 * np.asarray(steps)  # a lane that has ended is still computed
-        return Answer(np.asarray(y), float(calls.mean()), int(calls.max()))
+        return Answer(tensor(np.asarray(y)), float(calls.mean()), int(calls.max()))
 
     return solve

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +13,17 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from benchmarks.solvers import peers
-from benchmarks.solvers.core import Answer, Array, Block, Effort, Problem, Run
+from benchmarks.solvers.solve import TESTS, Array, Solve, answer, distances, setting
+from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider, Work
+from pfgm_fast.bench.rows import Row, Table
 
-NAME = "poisson"
+Drift = Callable[[Tensor, Tensor], Tensor]
+
+NAME = "poisson_solve"
+CASE = "B=1024 M=2000 N=2 D=1"
+VARIANT = "z 40 to 0.001"
 OURS = "pfgm_fast rk45"
 PUBLISHED = "SciPy RK45, field by differences"  # the field as the published code writes it
-REFERENCE = "float64 reference beside SciPy's"
 HIGH, LOW = 40.0, 1e-3
 RADIUS = 3000.0  # the heavy tail of the prior is clipped there
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
@@ -27,8 +31,11 @@ OUR_TOLERANCES = (1e-3, 5e-4, 2.2e-4, 1.8e-4, 1.5e-4, 1.2e-4, 1e-4, 5e-5, 2e-5, 
 BAR = 1e-4
 
 
-def setting(tolerance: float) -> str:
-    return f"{tolerance:.1e}".replace(".0e", "e")
+class Plane(NamedTuple):
+    """States x (B, 2) at z = 40 in the field of data (M, 2)."""
+
+    data: Tensor
+    x: Tensor
 
 
 def points(M: int) -> Tensor:
@@ -45,7 +52,7 @@ def starts(B: int) -> Tensor:
     return x * shrink
 
 
-def by_products(data: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def by_products(data: Tensor) -> Drift:
     """dx/dlog z = x - x_hat; the squared distances by one matrix product: the fastest expression in PyTorch."""
     norms = (data * data).sum(1)
 
@@ -57,7 +64,7 @@ def by_products(data: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return drift
 
 
-def by_differences(data: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def by_differences(data: Tensor) -> Drift:
     """The same with the differences as a tensor of B x M x 2."""
 
     def drift(log_z: Tensor, x: Tensor) -> Tensor:
@@ -81,101 +88,95 @@ def in_jax(data: Tensor) -> Callable[[Any, Any, Any], Any]:
     return drift
 
 
-def as_poisson_flow(drift: Callable[[Tensor, Tensor], Tensor], x: Tensor, tolerance: float) -> peers.Solve:
+def as_poisson_flow(drift: Drift, x: Tensor, tolerance: float) -> Solve:
     """solve_ivp on the flattened batch with z as one more plane of the state, in float64; the field in float32."""
     B = len(x)
-    y0 = np.concatenate([x.numpy(), np.full((B, 1), HIGH)], 1).astype(np.float64)
+    y0 = np.concatenate([x.cpu().numpy(), np.full((B, 1), HIGH)], 1).astype(np.float64)
 
     def func(t: float, y: Array) -> Array:
-        state = torch.from_numpy(y.reshape(B, 3)).float()
+        state = torch.from_numpy(y.reshape(B, 3)).to(x.device, torch.float32)
         dx = drift(torch.tensor(t, dtype=torch.float32), state[:, :2])
-        result: Array = torch.cat([dx, torch.full((B, 1), math.exp(t))], 1).numpy().ravel()
+        result: Array = torch.cat([dx.cpu(), torch.full((B, 1), math.exp(t))], 1).numpy().ravel()
         return result
 
     solve = peers.scipy(func, y0, math.log(HIGH), math.log(LOW), tolerance)
 
     def without_plane() -> Answer:
-        answer = solve()
-        return answer._replace(states=answer.states[:, :2])
+        found = solve()
+        return found._replace(values=found.values[:, :2].to(x.device))
 
     return without_plane
 
 
 def ours(field: pf.EmpiricalField, x: Tensor, tolerance: float) -> Answer:
-    solution = pf.sample(
-        field, latents=x, solver="rk45", sigma_min=LOW, sigma_max=HIGH, rtol=tolerance, atol=tolerance, max_steps=10**6
-    ).raise_for_status()
-    return Answer(solution.samples, float(solution.nfe.double().mean()), int(solution.nfe.max()))
+    return answer(
+        pf.sample(
+            field, latents=x, solver="rk45", sigma_min=LOW, sigma_max=HIGH, rtol=tolerance, atol=tolerance,
+            max_steps=10**6,
+        )
+    )  # fmt: skip
 
 
-def run(name: str, data: Tensor, x: Tensor, tolerance: float) -> Run:
-    """A provider by name."""
-    interval = math.log(HIGH), math.log(LOW), tolerance
-    solve: peers.Solve
+def solve(name: str, tolerance: float, inputs: Plane) -> Solve:
+    """The call of a provider."""
+    data, x, interval = inputs.data, inputs.x, (math.log(HIGH), math.log(LOW), tolerance)
     if name == OURS:
-        solve = partial(ours, pf.EmpiricalField(data, 1), x, tolerance)
-    elif name == PUBLISHED:
-        solve = as_poisson_flow(by_differences(data), x, tolerance)
-    elif name == peers.SCIPY:
-        solve = as_poisson_flow(by_products(data), x, tolerance)
-    elif name == peers.TORCHDIFFEQ:
-        solve = peers.torchdiffeq(by_products(data), x, *interval)
-    elif name == peers.TORCHODE:
-        solve = peers.torchode(by_products(data), x, *interval)
-    else:
-        solve = peers.diffrax(in_jax(data), x.numpy(), None, *interval)
-    return Run(name, setting(tolerance), solve)
+        return partial(ours, pf.EmpiricalField(data, 1), x, tolerance)
+    if name == PUBLISHED:
+        return as_poisson_flow(by_differences(data), x, tolerance)
+    if name == peers.SCIPY:
+        return as_poisson_flow(by_products(data), x, tolerance)
+    if name == peers.TORCHDIFFEQ:
+        return peers.torchdiffeq(by_products(data), x, *interval)
+    if name == peers.TORCHODE:
+        return peers.torchode(by_products(data), x, *interval)
+    return peers.diffrax(in_jax(data), x.numpy(), None, *interval)
 
 
-def reference(data: Tensor, x: Tensor, scratch: str | None, tolerance: float = 1e-10) -> Tensor:
-    """(B, 2) float64: our own solver at a tight tolerance, kept in the scratch folder."""
-    kept = Path(scratch) / f"{NAME}-{len(data)}-{len(x)}-{tolerance:.0e}.npy" if scratch else None
-    if kept is not None and kept.exists():
-        return torch.from_numpy(np.load(kept))
-    states = ours(pf.EmpiricalField(data.double(), 1), x.double(), tolerance).states
-    if kept is not None:
-        np.save(kept, states)
-    return torch.as_tensor(states)
+def reference(inputs: Plane, tolerance: float = 1e-10) -> Tensor:
+    """(B, 2) float64: our own solver at a tight tolerance."""
+    return ours(pf.EmpiricalField(inputs.data.double(), 1), inputs.x.double(), tolerance).values
 
 
-def scipy_reference(data: Tensor, x: Tensor, tolerance: float = 1e-10) -> Answer:
-    """SciPy's DOP853, row by row, with the field in NumPy's float64."""
-    from scipy.integrate import solve_ivp
-
-    y = data.double().numpy()
-
-    def func(t: float, at: Array) -> Array:
-        weights = (((at - y) ** 2).sum(1) + math.exp(2 * t)) ** -1.5
-        result: Array = at - weights @ y / weights.sum()
-        return result
-
-    interval = math.log(HIGH), math.log(LOW)
-    found = [
-        solve_ivp(func, interval, row, method="DOP853", rtol=tolerance, atol=tolerance) for row in x.double().numpy()
-    ]
-    calls = sum(f.nfev for f in found)
-    return Answer(np.stack([f.y[:, -1] for f in found]), calls / len(found), calls)
+def make(M: int, B: int, variant: str, device: torch.device) -> Plane:
+    return Plane(points(M).to(device), starts(B).to(device))
 
 
-def blocks(effort: Effort) -> Iterator[Block]:
-    data, x = points(2000), starts(1024)
-    truth = reference(data, x, effort.scratch, 1e-8 if effort.quick else 1e-10)
-
-    def errors(states: Tensor) -> Tensor:
-        distance: Tensor = (states - truth[: len(states)]).norm(dim=1)
-        return distance
-
-    names = peers.available()
-    ours = [run(OURS, data, x, tolerance) for tolerance in OUR_TOLERANCES]
-    yield Block("at 1e-4", [run(name, data, x, BAR) for name in names] + ours, errors, 4.0, 3, 9)
-    if effort.threads > 1 or effort.quick or peers.missing(peers.SCIPY):
-        return
-    check = Run(REFERENCE, "16 rows", partial(scipy_reference, data, x[:16]))
-    yield Block("reference", [check], errors, most=1, least=1)
-    for tolerance in TOLERANCES:
-        sweep = [run(name, data, x, tolerance) for name in names if tolerance != BAR]
-        published = run(PUBLISHED, data, x, tolerance)
-        yield Block(f"at {setting(tolerance)}", [*sweep, published], errors, 2.0, 1, 3)
+def work(inputs: Plane, answer: Answer) -> Work:
+    pairs = answer.evaluations * len(inputs.x) * len(inputs.data)
+    return Work(pairs, 8 * pairs, inputs.data.nbytes + 2 * inputs.x.nbytes)
 
 
-PROBLEM = Problem(NAME, blocks)
+def match(block: Table, row: Row) -> Row | None:
+    """The fastest row of ours whose p99 error is no worse than that of a peer's."""
+    if row.provider == OURS:
+        return None
+    mine = [one for one in block if one.provider == OURS and one.median_ms is not None]
+    good = [one for one in mine if (one.error_p99 or 0) <= (row.error_p99 or 0)]
+    return min(good, key=lambda one: one.median_ms or 0, default=None)
+
+
+def _provider(name: str, tolerance: float) -> Provider[Plane]:
+    def refuses(inputs: Plane) -> str | None:
+        return None if name == OURS else peers.refuses(peers.SCIPY if name == PUBLISHED else name, inputs.x.device)
+
+    return Provider(name, partial(solve, name, tolerance), setting(tolerance), ours=name == OURS, refuses=refuses)
+
+
+OPERATION = Operation(
+    name=NAME,
+    cases={CASE: Case(partial(make, 2000, 1024))},
+    variants=(VARIANT,),
+    providers=(
+        *(_provider(OURS, tolerance) for tolerance in OUR_TOLERANCES),
+        *(_provider(name, tolerance) for name in (*peers.NAMES, PUBLISHED) for tolerance in TOLERANCES),
+    ),
+    truth=reference,
+    error=distances,
+    work=work,
+    small=lambda inputs: Plane(inputs.data[:64], inputs.x[:4]),
+    tests=TESTS,
+    rival=match,
+    error_unit="|x - x*|",
+    effort=Effort(2.0, 1, 9),
+)

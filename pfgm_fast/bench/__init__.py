@@ -1,0 +1,1 @@
+"""How fast the field is on this machine, and beside what others write."""
