@@ -25,7 +25,7 @@ FOLDER = ROOT / "docs" / "figures"
 Lines = Mapping[str, list[tuple[float, float]]]
 
 # Ours are thick and red. Dark to light, each with a dash and a marker of its own: they are told apart without colour.
-OURS = ("#b3123f", "#d9587a", "#8c0d31")
+OURS = ("#b3123f", "#d9587a", "#8c0d31", "#e58ba3", "#c93a5f")
 OTHERS = ("#14304f", "#3f6f9f", "#6a6f76", "#8a9a5b", "#a08040", "#a9a9a9")
 MARKERS = "os^Dvx*P<"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (2, 3)))
@@ -164,8 +164,9 @@ def _styles(names: Iterable[str]) -> Iterable[dict[str, Any]]:
 
 
 def tables(folder: Path = RESULTS) -> dict[str, Table]:
-    """By stem of its file, the rows of every device."""
-    return {path.stem: rows.read(path) for path in sorted(folder.glob("*.csv"))}
+    """By stem of its file, the rows of every device; gpu.sh writes others beside them."""
+    paths = (path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(("questions-", "profile")))
+    return {path.stem: rows.read(path) for path in paths}
 
 
 def stale() -> list[str]:

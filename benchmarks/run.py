@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("the tests are red: nothing is measured (--tests skip measures, but no speed-up is reported)")
             return 1
         options.tests = "passed"
-    out = options.out or RESULTS / machine.file_name(machine.origin(device).device)
+    folder = Path(os.environ.get("OUT") or RESULTS)
+    out = options.out or folder / machine.file_name(machine.origin(device).device)
     measured, code = commit(), 0
     processes, deadline = _processes(chosen, device, options.threads), time.monotonic() + options.seconds
     for place, (threads, interpreted) in enumerate(processes):
@@ -119,7 +120,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", metavar="BASE", help="bench this revision of the library beside that one, nothing else"
     )
-    parser.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/results/<device>.csv")
+    parser.add_argument(
+        "--out", type=Path, metavar="CSV", help="default: <device>.csv in the folder $OUT, else benchmarks/results"
+    )
     return parser.parse_args(arguments)
 
 

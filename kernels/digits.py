@@ -20,6 +20,7 @@ ROUGH = 2  # and of either for "high"
 ALIGNMENT = 32  # digits: the least depth of an int8 product
 SHORT = 128  # digits: up to here their number is a power of two, so that one step of a product takes all
 PIXEL = 2 / 255  # of data units in one unit of a pixel's digits, u - 128
+NO_EXTENT = -20  # exponent of data that are all equal: their digits are 0 in any unit, and queries go above it
 COLUMNS = 1024
 
 
@@ -69,7 +70,8 @@ def of_data(data: Tensor, center: Tensor, rough: bool = False) -> Digits:
         num_stages=2,
         enable_fp_fusion=False,
     )
-    exponent = torch.frexp(largest.amax(0, keepdim=True) / leading(N)).exponent.clamp_min(-400)
+    extent = largest.amax(0, keepdim=True) / leading(N)
+    exponent = torch.frexp(extent).exponent.masked_fill(extent == 0, NO_EXTENT).clamp_min(-400)
     return _shared(_cut(data, center, 1.0, 0.0, exponent, ROUGH if rough else FLOAT, shared=True), rough)
 
 

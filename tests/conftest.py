@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ if not torch.cuda.is_available():
 from pfgm_fast import operator
 
 CPU_BACKENDS = ("torch", "native")
+# Interpreted, the kernels would take hours for tests that are meant for every backend: those have tests of their own.
+BACKENDS = (*CPU_BACKENDS, "triton") if torch.cuda.is_available() else CPU_BACKENDS
+KNOWN = dict(operator.BACKENDS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,14 +55,22 @@ def patched_once() -> None:
     interpreter.InterpretedFunction.__call__ = call
 
 
-@pytest.fixture(params=CPU_BACKENDS)
+@pytest.fixture(autouse=True)
+def backends_as_they_are() -> Iterator[None]:
+    """What `available` changes lasts for one test."""
+    yield
+    operator.BACKENDS.update(KNOWN)
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each CPU backend in turn; one that cannot run is skipped, or fails where PFGM_EXT=on asked for it."""
+    """Each backend in turn; one that cannot run is skipped, or fails where PFGM_EXT=on asked for it."""
     return available(request.param)
 
 
 @pytest.fixture
 def interpreted() -> str:
+    """The backend "triton" for tensors on the CPU: interpreted, or by way of a GPU."""
     return available("triton")
 
 
@@ -67,10 +80,22 @@ def native() -> str:
 
 
 def available(name: str) -> str:
+    """The name, if that backend serves tensors on the CPU; with a GPU, "triton" is made to."""
+    if name == "triton" and torch.cuda.is_available():
+        operator.BACKENDS[name] = replace(KNOWN[name], name="by_gpu")
     why = operator.BACKENDS[name].refuses(torch.device("cpu"))
     if why is not None:
         (pytest.fail if os.environ.get("PFGM_EXT") == "on" else pytest.skip)(f"backend {name!r} cannot run: {why}")
     return name
+
+
+@pytest.fixture
+def freed() -> Iterator[None]:
+    """Leaves no memory to the next test's allocator statistics, nor to other processes."""
+    yield
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

@@ -58,12 +58,16 @@ def test_pfgmpp_targets(space: str, D: str, golden: Golden, backend: str) -> Non
 
 @pytest.mark.parametrize("space", ["n2", "n64", "n3072"])
 def test_stable_targets(space: str, golden: Golden, backend: str) -> None:
-    """stf_targets: our float32 is nearer to its float64 run than its own float32, and our float64 agrees to 1e-6."""
+    """stf_targets: our float64 agrees with its float64 run to 1e-6; our float32 is nearer to that than its own float32,
+    or as near as the rounding of float32 that the accuracy contract allows.
+    """
     g = golden("stf_targets")
     x, sigma = torch.from_numpy(g[f"{space}_xhat"]), torch.from_numpy(g[f"{space}_sigma"])
-    field = pf.EmpiricalField(images(g[f"{space}_ref"], space), math.inf, backend=backend)
+    data = images(g[f"{space}_ref"], space)
+    field = pf.EmpiricalField(data, math.inf, backend=backend)
     exact = g[f"{space}_target_f64"]
-    assert largest(field(x, sigma), exact) <= max(1e-6, largest(torch.from_numpy(g[f"{space}_target"]), exact))
+    allowed = 4 * torch.finfo(torch.float32).eps * max(float(t.flatten(1).norm(dim=1).max()) for t in (x, data))
+    assert largest(field(x, sigma), exact) <= max(allowed, largest(torch.from_numpy(g[f"{space}_target"]), exact))
     assert largest(field(x.double(), sigma), exact) <= 1e-6
 
 

@@ -1,15 +1,12 @@
-"""What only a GPU can tell, for `benchmarks/gpu.sh`: the kernels at full size, their bits, their memory, their streams.
+"""What only a GPU can tell, for `benchmarks/gpu.sh`: the kernels' bits, streams, graphs and compiled calls.
 
-Those with "full_size" in their names need most of a large GPU's memory. Without a GPU all but one are skipped.
+Without a GPU all but one are skipped. What needs most of a large GPU's memory is in test_gpu_full_size.py.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cases
@@ -21,91 +18,128 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast import kernels, operator
-from pfgm_fast.kernels import chunks
-
-sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
-from benchmarks.gpu import posterior_mean as pm
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 digits = pytest.importorskip("pfgm_fast.kernels.digits")
 scores = pytest.importorskip("pfgm_fast.kernels.scores")
-wide = pytest.importorskip("pfgm_fast.kernels.wide")
 
 GPU = torch.device("cuda")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 DIMENSIONS = [(2, 1.0), (8, 2.7), (17, 128.0), (64, math.inf), (300, 1.0), (784, 128.0)]
 ROWS, DATA = 200, 1500
+pytestmark = pytest.mark.usefixtures("freed")
 
 
-@pytest.fixture(autouse=True)
-def freed() -> Iterator[None]:
-    """Leaves no memory to the next test's allocator statistics, nor to other processes."""
-    yield
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+class Kind(NamedTuple):
+    """A way through the kernels: N dimensions, "floats", "pixels" or "doubles", with classes and log masses or not."""
+
+    N: int
+    D: float
+    data: str = "floats"
+    precision: str = "highest"
+    priors: bool = False
+
+    @property
+    def name(self) -> str:
+        words = [self.precision] * (self.precision != "highest") + ["priors"] * self.priors
+        return "-".join([f"N{self.N}", f"D{self.D:g}", self.data, *words])
 
 
-@pytest.fixture(params=DIMENSIONS, ids=lambda param: f"N{param[0]}-D{param[1]:g}")
-def problem(request: pytest.FixtureRequest) -> tuple[pf.EmpiricalField, Tensor, Tensor]:
+KINDS = (
+    *(Kind(N, D) for N, D in DIMENSIONS),
+    Kind(2, math.inf, priors=True),
+    Kind(16, 128.0, "pixels"),
+    Kind(3, 1.0, "doubles"),
+    Kind(64, 128.0, "pixels"),
+    Kind(100, 1.0, precision="high"),
+    Kind(64, math.inf, priors=True),
+    Kind(784, 1.0, "pixels"),
+    Kind(784, math.inf, "pixels", "high"),
+    Kind(300, 128.0, precision="high"),
+    Kind(300, math.inf, "pixels", priors=True),
+    Kind(300, 1.0, "doubles"),
+)
+
+
+class Problem(NamedTuple):
+    """A field and as many queries as rows are asked for, each with its noise level and its class."""
+
+    field: pf.EmpiricalField
+    x: Tensor
+    sigma: Tensor
+    labels: Tensor | None
+
+    def mean(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        return self.field(self.x[rows], self.sigma[rows], None if self.labels is None else self.labels[rows])
+
+    def density(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        return self.field.log_density(self.x[rows], self.sigma[rows])
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def problem(request: pytest.FixtureRequest) -> Problem:
     """A field of several blocks of data, and queries enough for several tiles, with noise levels of every size."""
-    N, D = request.param
-    source = cases.Source(f"gpu-{N}-{D}", 2, D)
-    source.N, source.B, source.M = N, ROWS, DATA
-    case = cases.mixture(source)
-    return pf.EmpiricalField(case.data, D, backend="triton", device=GPU), case.x.to(GPU), case.sigma.to(GPU)
-
-
-Problem = tuple[pf.EmpiricalField, Tensor, Tensor]
+    kind: Kind = request.param
+    source = cases.Source(f"gpu-{kind.N}-{kind.D}", 2, kind.D)
+    source.N, source.B, source.M = kind.N, ROWS, DATA
+    case = cases.pixels(source) if kind.data == "pixels" else cases.mixture(source)
+    case = case.double() if kind.data == "doubles" else case
+    labels = masses = rows = None
+    if kind.priors:
+        labels, masses = torch.arange(DATA) % 3, torch.linspace(-3, 0, DATA)
+        rows = (torch.arange(ROWS) % 4 - 1).to(GPU)
+    field = pf.EmpiricalField(
+        case.data, kind.D, labels=labels, log_weights=masses, precision=kind.precision, backend="triton", device=GPU
+    )
+    return Problem(field, case.x.to(GPU), case.sigma.to(GPU), rows)
 
 
 @on_gpu
 def test_any_batch_has_the_same_bits(problem: Problem) -> None:
-    field, x, sigma = problem
-    whole, density = field(x, sigma), field.log_density(x, sigma)
+    whole, density = problem.mean(), problem.density()
     assert whole.isfinite().all()
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).to(GPU)
     for size in (1, 2, 15, 16, 17, 33, 64, 65, 129, ROWS):
         rows = order[:size]
-        assert torch.equal(field(x[rows], sigma[rows]), whole[rows]), f"batch of {size}"
-        assert torch.equal(field.log_density(x[rows], sigma[rows]), density[rows]), f"batch of {size}"
+        assert torch.equal(problem.mean(rows), whole[rows]), f"batch of {size}"
+        assert torch.equal(problem.density(rows), density[rows]), f"batch of {size}"
     many = torch.arange(3000, device=GPU) % ROWS
-    assert torch.equal(field(x[many], sigma[many]), whole[many])
+    assert torch.equal(problem.mean(many), whole[many])
 
 
 @on_gpu
 def test_every_run_and_stream_has_the_same_bits(problem: Problem) -> None:
-    field, x, sigma = problem
-    whole = field(x, sigma)
-    assert all(torch.equal(field(x, sigma), whole) for _ in range(5))
+    whole = problem.mean()
+    assert all(torch.equal(problem.mean(), whole) for _ in range(5))
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(4)], []
     for _ in range(5):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(field(x, sigma))
+                results.append(problem.mean())
     torch.cuda.synchronize()
     assert all(torch.equal(result, whole) for result in results)
 
 
 @on_gpu
 def test_a_captured_call_is_replayed(problem: Problem) -> None:
-    field, x, sigma = problem
-    expected = [(field(x, sigma), field.log_density(x, sigma)) for x, sigma in ((x, sigma), (x.flip(0), sigma.flip(0)))]
-    inputs = x.clone(), sigma.clone()
+    turned = problem._replace(x=problem.x.flip(0), sigma=problem.sigma.flip(0))
+    expected = [(one.mean(), one.density()) for one in (problem, turned)]
+    held = problem._replace(x=problem.x.clone(), sigma=problem.sigma.clone())
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        field(*inputs)
+        held.mean()
+        held.density()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        mean, density = field(*inputs), field.log_density(*inputs)
-    for turn, want in enumerate(expected):
-        for held, new in zip(inputs, (x, sigma), strict=True):
-            held.copy_(new.flip(0) if turn else new)
+        mean, density = held.mean(), held.density()
+    for new, want in zip((problem, turned), expected, strict=True):
+        held.x.copy_(new.x)
+        held.sigma.copy_(new.sigma)
         graph.replay()
         assert torch.equal(mean, want[0])
         assert torch.equal(density, want[1])
@@ -114,7 +148,7 @@ def test_a_captured_call_is_replayed(problem: Problem) -> None:
 @on_gpu
 def test_a_compiled_call_is_the_call(problem: Problem) -> None:
     torch._dynamo.reset()
-    field, x, sigma = problem
+    field, x, sigma, _ = problem
 
     def step(x: Tensor, sigma: Tensor) -> Tensor:
         return x + (field(x, sigma) - x) / sigma[:, None]
@@ -311,88 +345,3 @@ def test_float64_is_computed_in_float64(name: str) -> None:
     if case.eps < 1e-10:
         case = Case(case.x, case.sigma, case.data, case.D)  # mixed dtypes: only the queries' rounding differs
     check_all(case.double(), cases.truth(name))
-
-
-@on_gpu
-@pytest.mark.parametrize("variant", pm.VARIANTS)
-@pytest.mark.parametrize("shape", pm.SHAPES, ids=lambda shape: shape.name)
-def test_full_size_case(shape: pm.Shape, variant: str) -> None:
-    """Within its bounds on some rows, these rows alone to the bit, and in the memory that is stated."""
-    query = pm.make(shape, GPU, variant)
-    field = query.empirical
-    field(query.x[:1], query.sigma[:1])
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = field(query.x, query.sigma)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    assert result.isfinite().all()
-    assert pm.error(query, result, pm.truth(query)).bounds <= 1
-    assert torch.equal(field(query.x[query.rows], query.sigma[query.rows]), result[query.rows])
-    assert peak <= workspace(shape), f"{peak / 2**20:.0f} MiB above the inputs"
-
-
-def workspace(shape: pm.Shape) -> float:
-    """Bytes beyond the inputs: weights or partial sums, a quarter of that beside them, the queries cut and summed."""
-    inputs = 24 * shape.B * shape.N
-    if shape.N <= kernels.NARROW:
-        inputs += 4 * shape.M * shape.N  # the coordinates one after the other
-    largest: int = max(chunks.WORKSPACE, 4 * chunks.ROWS * shape.M * (shape.N > kernels.MIDDLING))
-    return 1.25 * largest + inputs
-
-
-class Vast(NamedTuple):
-    """A problem in which an index that is multiplied by a row's length passes 2^31."""
-
-    B: int
-    M: int
-    N: int
-    dtype: torch.dtype
-
-    def bytes(self) -> int:
-        rows: int = min(self.B, chunks.ROWS)
-        return 12 * (self.M + self.B) * self.N + 4 * rows * self.M
-
-
-VAST = {
-    "direct, data": Vast(16, 135_000_000, 16, torch.float32),
-    "direct, queries": Vast(135_000_000, 2, 16, torch.float32),
-    "fused, data": Vast(64, 34_000_000, 64, torch.float32),
-    "fused, queries": Vast(34_000_000, 2, 64, torch.float32),
-    "wide, pixels and weights": Vast(128, 17_000_000, 257, torch.uint8),
-    "wide, data": Vast(64, 700_000, 3072, torch.float32),
-    "wide, queries": Vast(700_000, 2, 3072, torch.float32),
-}
-
-
-@on_gpu
-@pytest.mark.parametrize("vast", VAST.values(), ids=list(VAST))
-def test_full_size_offsets(vast: Vast) -> None:
-    """Queries near the first, the middle and the last datum find it; the last queries get what they get alone."""
-    free, _ = torch.cuda.mem_get_info()
-    if free < vast.bytes():
-        pytest.skip(f"it needs {vast.bytes() / 2**30:.0f} GiB of memory, {free / 2**30:.0f} GiB are free")
-    generator = torch.Generator(GPU).manual_seed(0)
-    if vast.dtype == torch.uint8:
-        data = torch.randint(256, (vast.M, vast.N), generator=generator, dtype=torch.uint8, device=GPU)
-    else:
-        data = torch.randn(vast.M, vast.N, generator=generator, device=GPU)
-    nearest = torch.linspace(0, vast.M - 1, vast.B, dtype=torch.float64, device=GPU).long()
-    x = torch.empty(vast.B, vast.N, device=GPU)
-    for part, chosen in zip(x.split(1 << 20), nearest.split(1 << 20), strict=True):
-        part.copy_(pm.values(data[chosen], torch.float32)).add_(1e-3)
-    field = pf.EmpiricalField(data, math.inf, backend="triton")
-    mean = field(x, 0.02)
-    ends = torch.cat([torch.arange(8, device=GPU), torch.arange(vast.B - 8, vast.B, device=GPU)])
-    assert (mean[ends] - pm.values(data[nearest[ends]], torch.float32)).abs().max() < 1e-3
-    assert torch.equal(field(x[ends], 0.02), mean[ends])
-
-
-@on_gpu
-def test_full_size_noise() -> None:
-    """More elements than 2^31: the last rows are those that their seeds make alone."""
-    B, N = 175_000, 12_288
-    seeds = torch.arange(B, device=GPU)
-    x = pf.prior((B, N), 80.0, 128.0, seeds=seeds)
-    assert torch.equal(x[-3:], pf.prior((3, N), 80.0, 128.0, seeds=seeds[-3:]))

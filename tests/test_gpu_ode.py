@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -58,8 +59,9 @@ def test_the_device_does_what_the_cpu_does(shape: tuple[int, ...], dtype: torch.
 
 @pytest.mark.parametrize("shape", [(3,), (300,)], ids=str)
 @pytest.mark.parametrize("slots", [7, 40])
-def test_graphs_change_no_bit(shape: tuple[int, ...], slots: int) -> None:
-    _, there = problem_of(shape, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_graphs_change_no_bit(shape: tuple[int, ...], slots: int, dtype: torch.dtype) -> None:
+    _, there = problem_of(shape, dtype)
     plain = solved(there, "off", slots)
     for how in ("auto", "while"):
         for _ in range(3):
@@ -158,3 +160,75 @@ def test_a_small_field_is_solved_in_one_launch(N: int, D: float) -> None:
     away = (record.x.cpu() - expected.x).abs().amax(1)
     assert away.median() <= 1e-5
     assert (away <= 1e-3).float().mean() >= 0.95
+
+
+def gaussian(x: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+    """The denoiser of normal data, each row's with a scale of its own."""
+    return x / (1 + (sigma / scale)[:, None] ** 2)
+
+
+SAMPLERS: dict[str, dict[str, Any]] = {
+    **{solver: {"solver": solver, "steps": 9} for solver in ("euler", "heun", "dpmpp_2m", "unipc")},
+    "heun, churn": {"solver": "heun", "steps": 9, "churn": 20.0, "seeds": range(50)},
+    **{f"rk45, {how}": {"solver": "rk45", "cuda_graph": how} for how in HOW},
+    "rk45, few slots": {"solver": "rk45", "batch_size": 7},
+    "rk45, one step size": {"solver": "rk45", "step_control": "batch"},
+    "rk45, watched": {"solver": "rk45", "callback": lambda info: None, "trajectory": True},
+}
+
+
+@pytest.mark.parametrize("N", [5, 9000])
+@pytest.mark.parametrize("how", SAMPLERS.values(), ids=list(SAMPLERS))
+def test_samplers_do_what_they_do_on_the_cpu(how: dict[str, Any], N: int) -> None:
+    latents = pf.prior((50, N), 80.0, 128.0, seeds=range(50))
+    scale = torch.logspace(-1, 1, 50)
+    here = pf.sample(gaussian, D=128.0, latents=latents, extra_args={"scale": scale}, **how)
+    there = pf.sample(gaussian, D=128.0, latents=latents.to(GPU), extra_args={"scale": scale.to(GPU)}, **how)
+    assert there.ok
+    assert (there.nfe.cpu() == here.nfe).double().mean() >= 0.9
+    torch.testing.assert_close(there.samples.cpu(), here.samples, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_graphs_of_a_denoiser_change_no_bit(dtype: torch.dtype) -> None:
+    latents = pf.prior((50, 12), 80.0, 128.0, seeds=range(50), dtype=dtype, device=GPU)
+    scale = torch.logspace(-1, 1, 50, dtype=dtype, device=GPU)
+    plain, *graphs = (
+        pf.sample(gaussian, latents=latents, extra_args={"scale": scale}, solver="rk45", batch_size=16, cuda_graph=how)
+        for how in HOW
+    )
+    for solution in graphs:
+        assert torch.equal(solution.samples, plain.samples)
+        assert torch.equal(solution.nfe, plain.nfe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_odeint_does_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
+    rates = torch.logspace(-1, 2, 100, dtype=dtype)
+
+    def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return -rate[:, None] * y
+
+    here, there = (
+        pf.odeint(decay, torch.ones(100, 2, dtype=dtype, device=device), 0.0, 1.0, args=(rates.to(device),))
+        for device in (torch.device("cpu"), GPU)
+    )
+    assert there.ok
+    assert (there.nfe.cpu() == here.nfe).double().mean() >= 0.9
+    torch.testing.assert_close(there.samples.cpu(), here.samples, rtol=1e-3, atol=1e-5)
+
+
+def test_a_small_field_with_classes_and_masses_is_solved_in_one_launch() -> None:
+    """As the wide way solves it, by the kernels for the operator."""
+    data = torch.randn(900, 4, generator=torch.Generator().manual_seed(0))
+    labels, masses = torch.arange(900) % 3, torch.linspace(-3, 0, 900)
+    field = pf.EmpiricalField(data, 16.0, labels=labels, log_weights=masses, backend="triton", device=GPU)
+    rows = (torch.arange(200) % 4 - 1).to(GPU)
+    latents = pf.prior((200, 4), 40.0, 16.0, seeds=range(200), device=GPU)
+    options: dict[str, Any] = {"solver": "rk45", "sigma_min": 0.05, "sigma_max": 40.0, "latents": latents}
+    whole = pf.sample(field, extra_args={"labels": rows}, **options)
+    step_by_step = pf.sample(field, extra_args={"labels": rows}, callback=lambda info: None, **options)
+    assert whole.ok
+    away = (whole.samples - step_by_step.samples).abs().amax(1)
+    assert away.median() <= 1e-4
+    assert (away <= 1e-2).double().mean() >= 0.95
