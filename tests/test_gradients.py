@@ -78,25 +78,32 @@ def test_agreement_with_score_and_divergence(D: float, x: Tensor, backend: str) 
     assert torch.allclose(sum(columns, torch.zeros(B)), field.divergence(x.detach(), SIGMA), rtol=1e-8, atol=1e-10)
 
 
-def truth(x: Tensor, sigma: float, data: Tensor, D: float, u: Tensor, v: Tensor) -> oracle.Array:
-    """sum_j w_j c_j (y_j - x) ((y_j - x_hat).u + v) by differences, in extended precision."""
-    level, rows = oracle.Real(sigma), []
+def truth(x: Tensor, sigma: float, data: Tensor, D: float, u: Tensor, v: Tensor) -> tuple[oracle.Array, oracle.Array]:
+    """sum_j w_j c_j (y_j - x) ((y_j - x_hat).u + v) by differences, in extended precision.
+
+    And by how much it moves, at most, as x_hat moves by one: sum_j w_j c_j |y_j - x| |u|.
+    """
+    level, rows, reach = oracle.Real(sigma), [], []
     y, N = oracle.values(data), x.shape[1]
     for query, along, by in zip(oracle.values(x), oracle.values(u), oracle.values(v[:, None])[:, 0], strict=True):
         rho = oracle.squared_distances(query, y)
         logits = oracle.log_weights(rho, level, N, D, np.zeros(len(y), oracle.Real))
         w = np.exp(logits - oracle.log_sum_exp(logits))
         mean = (w[:, None] * y).sum(0)
-        g = w * oracle.curvature(rho, level, N, D) * (((y - mean) * along).sum(1) + by)
-        rows.append((g[:, None] * (y - query)).sum(0))
-    return np.stack(rows)
+        slopes = w * oracle.curvature(rho, level, N, D)
+        rows.append(((slopes * (((y - mean) * along).sum(1) + by))[:, None] * (y - query)).sum(0))
+        reach.append((slopes * np.sqrt(rho)).sum() * np.sqrt((along**2).sum()))
+    return np.stack(rows), np.stack(reach)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("D", [1, 128, math.inf])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_near_duplicates_at_small_sigma(pixels: bool, D: float, dtype: torch.dtype, backend: str) -> None:
-    """In float32 within 1e-5 of the truth, in float64 within 1e-9, where two images differ by a unit in one pixel."""
+    """In float32 within 1e-5 of the truth, in float64 within 1e-9, where two images differ by a unit in one pixel.
+
+    And within what float64's rounding of x_hat does to it, which shows where one image has nearly all the weight.
+    """
     N, sigma = 192, 0.003
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(1, 255, (40, N), generator=generator, dtype=torch.uint8)
@@ -112,9 +119,10 @@ def test_near_duplicates_at_small_sigma(pixels: bool, D: float, dtype: torch.dty
     for left, right in ((u, 0 * v), (0 * u, v), (u, v)):
         value = (field(x, sigma) * left).sum() + (field.log_density(x, sigma) * right).sum()
         (got,) = torch.autograd.grad(value, x)
-        expected = truth(x.detach(), sigma, data, D, left, right)
-        error = oracle.norm(oracle.values(got) - expected) / oracle.norm(expected)
-        assert error.max() < (1e-5 if dtype == torch.float32 else 1e-9)
+        expected, reach = truth(x.detach(), sigma, data, D, left, right)
+        rounding = 4 * np.finfo(np.float64).eps * oracle.norm(oracle.values(data)).max() * reach
+        error = oracle.norm(oracle.values(got) - expected)
+        assert (error < (1e-5 if dtype == torch.float32 else 1e-9) * oracle.norm(expected) + rounding).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
