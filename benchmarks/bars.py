@@ -65,12 +65,15 @@ def _ratio(
     return lambda table: ratio(table.get(*ours), table.get(*baseline))
 
 
-def _column(key: Key, column: str) -> Callable[[Table], float | None]:
-    """Of a right row: a figure of a wrong one is refused as its speed-up is."""
+def _right(row: Row | None) -> Row | None:
+    """A figure of a wrong or untested row is refused as its speed-up is."""
+    speed_up(row, row)
+    return row
 
+
+def _column(key: Key, column: str) -> Callable[[Table], float | None]:
     def got(table: Table) -> float | None:
-        row = table.get(*key)
-        speed_up(row, row)
+        row = _right(table.get(*key))
         return None if row is None else getattr(row, column)
 
     return got
@@ -131,12 +134,12 @@ def _stiff(table: Table) -> tuple[Row | None, Row | None]:
 
 
 def _units(table: Table) -> float | None:
-    ours, _ = _stiff(table)
+    ours = _right(_stiff(table)[0])
     return None if ours is None else ours.error_max
 
 
 def _host_time(provider: str, table: Table) -> float | None:
-    row = table.get(overhead.NAME, overhead.CASE, overhead.VARIANT, provider)
+    row = _right(table.get(overhead.NAME, overhead.CASE, overhead.VARIANT, provider))
     return None if row is None else overhead.per_call(row)
 
 

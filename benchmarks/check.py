@@ -26,12 +26,16 @@ from pfgm_fast.bench.cells import Line, aligned, number
 from pfgm_fast.bench.measure import Block
 
 BUILDS = ROOT / "build" / "check"
-SECONDS, QUICK_SECONDS, LEAST, MOST = 2.0, 0.3, 3, 51  # for the repeats of a provider in each revision
+SECONDS, QUICK_SECONDS, LEAST, MOST = 2.0, 0.3, 5, 51  # for the repeats of a provider in each revision
 HEADER = ("case", "ms before", "ms now", "times faster", "middle half", "pairs of calls")
 
 
 class RevisionError(ValueError):
     """A revision that cannot be had."""
+
+
+class DiedError(RuntimeError):
+    """A process that measures ended: that revision lacks something that the benchmarks use, most likely."""
 
 
 class Compared(NamedTuple):
@@ -64,7 +68,7 @@ class Revision:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process that measures ended with {self._process.wait()}")
+            raise DiedError(f"the process that measures ended with {self._process.wait()}")
         return json.loads(answer)
 
     def __enter__(self) -> Revision:
@@ -89,8 +93,8 @@ def main(base: str, operations: Sequence[str], cases: list[str] | None, quick: b
         try:
             for block in tqdm(chosen, unit="block", file=sys.stderr):
                 lines += compare(block, revisions, QUICK_SECONDS if quick else SECONDS)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except (KeyboardInterrupt, DiedError) as stop:
+            print(f"stopped: {str(stop) or 'interrupted'}; what was measured until then:", file=sys.stderr)
     print(f"{base} ({before.name}) beside this tree\n\n{aligned(HEADER, lines)}")
     return 0
 

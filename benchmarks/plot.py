@@ -25,7 +25,7 @@ FOLDER = ROOT / "docs" / "figures"
 Lines = Mapping[str, list[tuple[float, float]]]
 
 # Ours are thick and red. Dark to light, each with a dash and a marker of its own: they are told apart without colour.
-OURS = ("#b3123f", "#d9587a", "#8c0d31", "#e58ba3", "#c93a5f")
+OURS = ("#b3123f", "#d9587a", "#8c0d31", "#e0708a", "#c93a5f")
 OTHERS = ("#14304f", "#3f6f9f", "#6a6f76", "#8a9a5b", "#a08040", "#a9a9a9")
 MARKERS = "os^Dvx*P<"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (2, 3)))

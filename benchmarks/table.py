@@ -17,7 +17,7 @@ from pfgm_fast.bench import posterior_mean as pm
 from pfgm_fast.bench import report
 from pfgm_fast.bench.cells import Line, markdown, number, pick, without_empty
 from pfgm_fast.bench.queries import SPREAD, Shape
-from pfgm_fast.bench.rows import OK, SKIPPED, RefusedError, Row, Table, memory_saved, speed_up
+from pfgm_fast.bench.rows import OK, PART, SKIPPED, RefusedError, Row, Table, memory_saved, speed_up
 
 NOTHING = "Nothing was measured yet."
 REFERENCES = (pm.ORIGINAL, pm.PRODUCTS)
@@ -62,11 +62,11 @@ def _whole(table: Table) -> str:
     said = []
     for case in (target.PFGM, target.PFGMPP):
         ours, *others = (table.get("training_target", case, target.NOISE, name) for name in TARGETS)
-        if ours is not None and all(others):
-            whole, kept = (_times(ours, row) for row in others)
+        whole, kept = (_ratio(ours, row) for row in others)
+        if ours is not None and whole and kept:
             said.append(
-                f"A training target of {case}: {number(ours.median_ms)} ms; the original formula takes {whole}, in "
-                f"chunks that keep their memory {kept} as long."
+                f"A training target of {case}: {number(ours.median_ms)} ms. The original formula takes "
+                f"{number(whole)} times as long, in chunks that keep their memory {number(kept)} times."
             )
     found = []
     for peer in peers.NAMES:
@@ -211,7 +211,8 @@ def _alternatives(block: Table) -> list[Row]:
     providers = {(p.name, p.setting): p for row in block for p in OPERATIONS[row.operation].providers}
     return [
         row for row in block
-        if row.median_ms is not None and row.status != "part" and not providers[row.provider, row.setting].ours
+        if row.median_ms is not None and row.status != PART
+        and (known := providers.get((row.provider, row.setting))) and not known.ours
     ]  # fmt: skip
 
 
@@ -250,7 +251,7 @@ def render(text: str, marker: str, body: str) -> str:
 
 
 def of_devices(part: Callable[[str, Table], str]) -> str:
-    return "\n\n".join(part(stem, table) for stem, table in plot.tables().items()) or NOTHING
+    return "\n\n".join(part(stem, table) for stem, table in plot.tables().items() if table) or NOTHING
 
 
 def _summaries() -> str:

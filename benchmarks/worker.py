@@ -36,8 +36,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     effort = QUICK if options.quick else None
     chosen = blocks(options.operation, options.case, device, options.threads)
     if options.resume:
-        done = rows.read(options.out).where(commit=options.commit, threads=options.threads)
-        chosen = [block for block in chosen if not _measured(block, done)]
+        done = rows.read(options.out).where(commit=options.commit, threads=options.threads, tests=tests)
+        clean = not options.commit.endswith("-dirty")  # of which there are many
+        chosen = [block for block in chosen if not (clean and _measured(block, done))]
     deadline = time.monotonic() + options.seconds
     try:
         with tqdm(chosen, unit="block", file=sys.stderr) as bar:
@@ -47,7 +48,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
                 setup = Setup(device, options.threads, origin, tests, effort, not options.quick, bar.set_postfix_str)
                 now = time.monotonic()
                 until = now + (deadline - now) * min(1.0, SHARE / (len(chosen) - place))
-                rows.update(options.out, measure(block, setup, partial(_holds, options.provider), until))
+                found = measure(block, setup, partial(_holds, options.provider), until)
+                before = rows.read(options.out)
+                rows.update(options.out, [row for row in found if row.remark != NO_TIME or not before.get(*row.key)])
     except KeyboardInterrupt:
         return 130
     return 0
