@@ -17,11 +17,13 @@ from pfgm_fast.bench import posterior_mean as pm
 from pfgm_fast.bench import report
 from pfgm_fast.bench.cells import Line, markdown, number, pick, without_empty
 from pfgm_fast.bench.queries import SPREAD, Shape
-from pfgm_fast.bench.rows import OK, PART, SKIPPED, RefusedError, Row, Table, memory_saved, speed_up
+from pfgm_fast.bench.rows import OK, PART, SKIPPED, WRONG, RefusedError, Row, Table, memory_saved, speed_up
 
 NOTHING = "Nothing was measured yet."
 REFERENCES = (pm.ORIGINAL, pm.PRODUCTS)
+MARK = "\\*"
 FEW = 2  # blocks of an operation whose rows stand on the page
+EQUAL = 0.99  # less than one per cent is no difference
 LEFT_OUT = ("p10–p90", "repeats", "calls", "GFLOP/s")
 TARGETS = (target.BATCH, target.ORIGINAL, target.KEPT)
 
@@ -36,7 +38,11 @@ def summary(table: Table) -> str:
         "fastest other", "× faster", f"× less memory than {pm.ORIGINAL}", "error / bound",
     )  # fmt: skip
     lines = [line for shape, words in shapes.WORDS.items() if (line := _summary_line(table, shape, words))]
-    return f"{origin(table)}\n\n{markdown(*without_empty(header, lines))}\n\n{_whole(table)}".strip()
+    note = (
+        f"{MARK}: its result is outside the accuracy contract." if any(MARK in cell for cell in sum(lines, ())) else ""
+    )
+    parts = (origin(table), markdown(*without_empty(header, lines)), note, _whole(table))
+    return "\n\n".join(filter(None, parts))
 
 
 def _summary_line(table: Table, shape: Shape, words: str) -> Line | None:
@@ -52,7 +58,7 @@ def _summary_line(table: Table, shape: Shape, words: str) -> Line | None:
     return (
         words, shape.name, number(ours.median_ms), "" if two is None else number(two.median_ms),
         *(_times(ours, block.get(*ours.key._replace(provider=name))) for name in REFERENCES),
-        "" if fastest is None else fastest.provider, _times(ours, fastest),
+        "" if fastest is None else f"{fastest.provider}{MARK * (fastest.status == WRONG)}", _times(ours, fastest),
         _times(ours, original, memory_saved), number(ours.error_bounds),
     )  # fmt: skip
 
@@ -100,7 +106,7 @@ def brief(table: Table, name: str) -> str:
     if name == accuracy.NAME:
         return f"Largest error in units of the accuracy contract.\n\n{matrix(mine, 'error_bounds')}"
     if len(blocks) > FEW:
-        return f"ms; \\*: outside the accuracy contract, or a part of the work.\n\n{matrix(mine, 'median_ms')}"
+        return f"ms; {MARK}: outside the accuracy contract, or a part of the work.\n\n{matrix(mine, 'median_ms')}"
     parts = []
     for case, variant in blocks:
         header, lines = report.block(OPERATIONS[name], mine.where(case=case, variant=variant))
@@ -115,7 +121,7 @@ def matrix(rows: Table, column: str) -> str:
     providers = list(dict.fromkeys(row.label for row in measured))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in measured:
-        mark = "" if row.status == OK or column != "median_ms" else "\\*"
+        mark = "" if row.status == OK or column != "median_ms" else MARK
         lines.setdefault((row.case, row.variant), {})[row.label] = f"{number(getattr(row, column))}{mark}"
     cells = [(*block, *(found.get(name, "") for name in providers)) for block, found in lines.items()]
     return markdown(("case", "variant", *providers), cells)
@@ -129,7 +135,7 @@ def losses(table: Table) -> str:
         for row in _alternatives(block):
             ours = OPERATIONS[name].rival(block, row)
             times = _ratio(ours, row)
-            if ours is None or times is None or times >= 1:
+            if ours is None or times is None or times > EQUAL:
                 continue
             errors = [number(one.error_bounds) for one in (row, ours) if one.error_bounds is not None]
             error = f"; errors in bounds: {errors[0]}, ours {errors[1]}" if len(errors) == 2 else ""
