@@ -37,7 +37,7 @@ class Bar:
         try:
             got = self.got(table)
         except RefusedError as refused:
-            return None, "wrong" if "error bound" in str(refused) else "untested"
+            return None, refused.word
         if got is None:
             return None, "not measured"
         return got, "PASS" if (got >= self.value if self.at_least else got <= self.value) else "short"
@@ -45,7 +45,7 @@ class Bar:
 
 def lines(table: Table) -> list[Line]:
     """Of the bars set for the device of a table, as `HEADER` says."""
-    device = "cuda" if "cuda " in " ".join(table.values("versions")) else "cpu"
+    device = "cuda" if on_gpu(table) else "cpu"
     found: list[Line] = []
     for bar in ALL:
         if bar.device == device:
@@ -53,6 +53,10 @@ def lines(table: Table) -> list[Line]:
             goal = f"{'≥' if bar.at_least else '≤'} {number(bar.value)}"
             found.append((bar.operation, bar.what, goal, "–" if got is None else number(got), verdict))
     return found
+
+
+def on_gpu(table: Table) -> bool:
+    return any("cuda " in versions for versions in table.values("versions"))
 
 
 def _key(operation: str, case: str, variant: str, provider: str) -> Key:

@@ -82,7 +82,7 @@ class Revision:
 def main(base: str, operations: Sequence[str], cases: list[str] | None, quick: bool) -> int:
     """Prints how many times faster this tree is, for every provider of ours, on one thread of the CPU."""
     try:
-        before = built(base)
+        before = built(base, commit_of(base))
     except RevisionError as error:
         print(error, file=sys.stderr)
         return 2
@@ -107,19 +107,24 @@ def compare(block: Block, revisions: Sequence[Revision], seconds: float) -> list
     for label in first:
         if label not in second:
             continue
+        what = f"{block.operation.name} {block.case}, {block.variant}: {label}"
+        if not (first[label] and second[label]):
+            lines.append((what, *("wrong" * (not right[label]) for right in (first, second)), "", "", ""))
+            continue
         taken: tuple[list[float], list[float]] = ([], [])
         while len(taken[0]) < MOST and (len(taken[0]) < LEAST or sum(map(sum, taken)) < 2 * seconds):
-            for revision, times in zip(revisions, taken, strict=True):
+            turns = list(zip(revisions, taken, strict=True))
+            for revision, times in turns if len(taken[0]) % 2 == 0 else reversed(turns):
                 times.append(revision.ask(call=label))
-        lines.append(Compared(*taken).line(f"{block.operation.name} {block.case}, {block.variant}: {label}"))
+        lines.append(Compared(*taken).line(what))
     return lines
 
 
-def built(revision: str) -> Path:
-    """The folder that has the library of a revision, built if it was not yet.
+def commit_of(revision: str) -> str:
+    """Its full name.
 
     Raises:
-        RevisionError: git knows no such revision, or it does not build.
+        RevisionError: git knows no such revision.
     """
     found = subprocess.run(
         ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
@@ -127,14 +132,23 @@ def built(revision: str) -> Path:
     )  # fmt: skip
     if found.returncode:
         raise RevisionError(f"--check must name a revision, got {revision!r}, which git does not know")
-    folder = BUILDS / found.stdout.strip()[:12]
+    return found.stdout.strip()
+
+
+def built(revision: str, commit: str) -> Path:
+    """The folder that has the library of a revision, built if it was not yet.
+
+    Raises:
+        RevisionError: it does not build.
+    """
+    folder = BUILDS / commit[:12]
     if folder.exists():
         return folder
     print(f"building {revision} ...", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         tree, draft = Path(scratch) / "tree", folder.with_suffix(".part")
         subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(tree)], check=True)
-        subprocess.run(["git", "checkout", "--quiet", found.stdout.strip()], cwd=tree, check=True)
+        subprocess.run(["git", "checkout", "--quiet", commit], cwd=tree, check=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index",
                    "--upgrade", "--target", str(draft), str(tree)]  # fmt: skip
         environment = os.environ | {"PFGM_EXT": "on", "PFGM_CUDA": "off"}

@@ -36,6 +36,8 @@ def main() -> None:
     from benchmarks.registry import find
     from benchmarks.worker import pin
     from pfgm_fast.bench import timing
+    from pfgm_fast.bench.measure import error_of, status_of
+    from pfgm_fast.bench.rows import WRONG
 
     pin(1)
     torch.set_num_threads(1)
@@ -43,18 +45,20 @@ def main() -> None:
     stopwatch = timing.stopwatch(device)
     calls: dict[str, Callable[[], float]] = {}
 
-    def prepare(operation: str, case: str, variant: str) -> list[str]:
-        """The calls of our providers, each made once."""
+    def prepare(operation: str, case: str, variant: str) -> dict[str, bool]:
+        """The calls of our providers, each made once, and whether their results are right."""
         found = find(operation)
         inputs = found.cases[case].make(variant, device)
+        truth, right = found.truth(inputs), {}
         calls.clear()
         for provider in found.providers:
             if provider.ours and device.type in provider.devices and provider.refuses(inputs) is None:
                 with provider.within():
                     call = provider.prepare(inputs)
-                    call()
+                    error = error_of(found, provider, inputs, call(), truth)
+                right[provider.label] = status_of(provider, error) != WRONG
                 calls[provider.label] = partial(seconds, found, inputs, provider, call)
-        return list(calls)
+        return right
 
     def seconds(found: Any, inputs: Any, provider: Any, call: Callable[[], Any]) -> float:
         found.turn(inputs)

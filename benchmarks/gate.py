@@ -7,12 +7,18 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from benchmarks.checkout import ROOT
 from pfgm_fast.bench.core import Operation
 
+ON_GPU = ("tests/test_gpu.py", "tests/test_gpu_ode.py")
 
-def tests_of(operations: Iterable[Operation[Any]]) -> list[str]:
-    return list(dict.fromkeys(test for operation in operations for test in operation.tests))
+
+def tests_of(operations: Iterable[Operation[Any]], device: torch.device) -> list[str]:
+    """Those of the operations, and for a GPU of its kernels."""
+    own = dict.fromkeys(test for operation in operations for test in operation.tests)
+    return [*own, *(ON_GPU if device.type == "cuda" else ())]
 
 
 def passed(tests: list[str]) -> bool:

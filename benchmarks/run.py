@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +36,37 @@ def main(arguments: list[str] | None = None) -> int:
         print("there is no GPU here that PyTorch can use", file=sys.stderr)
         return NO_GPU
     chosen = [OPERATIONS[name] for name in options.operation or OPERATIONS]
+    if options.quick and not (options.out or options.check):
+        print("--quick needs --out: its rows would replace full ones of the same key")
+        return 2
     known = [name for operation in chosen for name in operation.cases]
     if options.case and not any(part in name for part in options.case for name in known):
         print(f"no case matches {options.case}; known: {', '.join(known)}")
         return 2
     if options.check:
-        return check.main(options.check, [operation.name for operation in chosen], options.case, options.quick)
+        if device.type != "cpu":
+            print(f"--check measures on the CPU, got --device {device}", file=sys.stderr)
+            return 2
+        try:
+            check.commit_of(options.check)  # before the tests
+        except check.RevisionError as error:
+            print(error, file=sys.stderr)
+            return 2
     if options.tests == "run":
-        if not gate.passed(gate.tests_of(chosen)):
+        if not gate.passed(gate.tests_of(chosen, device)):
             print("the tests are red: nothing is measured (--tests skip measures, but no speed-up is reported)")
             return 1
         options.tests = "passed"
+    if options.check:
+        return check.main(options.check, [operation.name for operation in chosen], options.case, options.quick)
     folder = Path(os.environ.get("OUT") or RESULTS)
     out = options.out or folder / machine.file_name(machine.origin(device).device)
     measured, code = commit(), 0
     processes, deadline = _processes(chosen, device, options.threads), time.monotonic() + options.seconds
-    for place, (threads, interpreted) in enumerate(processes):
-        names = [one.name for one in chosen if device.type == "cuda" or one.interpreted == interpreted]
-        command = _command(options, out, measured, names, threads)
+    for place, (threads, group) in enumerate(processes):
+        command = _command(options, out, measured, [operation.name for operation in group], threads)
         command += [f"--seconds={(deadline - time.monotonic()) / (len(processes) - place)}"]
-        code = _wait(command, {"TRITON_INTERPRET": "1"} if interpreted else {})
+        code = _wait(command, {"TRITON_INTERPRET": "1"} if device.type == "cpu" and group[0].interpreted else {})
         if code:
             break
     print(_summary(rows.read(out), chosen))
@@ -64,13 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _processes(
-    operations: Iterable[Operation[Any]], device: torch.device, threads: list[int]
-) -> list[tuple[int, bool]]:
-    """Number of threads, and whether Triton is interpreted, of each process."""
+    operations: Sequence[Operation[Any]], device: torch.device, threads: list[int]
+) -> list[tuple[int, list[Operation[Any]]]]:
+    """Number of threads and operations of each process."""
     if device.type == "cuda":
-        return [(1, False)]
-    kinds = sorted({operation.interpreted for operation in operations})
-    return [(count, kind) for kind in kinds for count in (threads[:1] if kind else threads)]
+        return [(1, list(operations))]
+    groups: dict[str, list[Operation[Any]]] = {}
+    for operation in operations:
+        groups.setdefault(operation.name if operation.alone or operation.interpreted else "", []).append(operation)
+    return [(count, group) for group in groups.values() for count in threads if _any(group, count)]
+
+
+def _any(operations: Iterable[Operation[Any]], threads: int) -> bool:
+    return any(threads in case.threads for operation in operations for case in operation.cases.values())
 
 
 def _command(options: argparse.Namespace, out: Path, commit: str, names: list[str], threads: int) -> list[str]:

@@ -21,6 +21,7 @@ from pfgm_fast.bench.core import Effort, Operation, Provider
 from pfgm_fast.bench.queries import SPREAD, Query, Shape
 from pfgm_fast.bench.rows import Row, Table
 
+LEAST_MB = 1.0  # memory below which a fit would be of the allocator
 MAPPED = "pfgm_fast, data in a mapped file"
 STREAMED = "pfgm_fast, data streamed from the host"
 PROVIDERS = (pm.NATIVE, pm.TRITON, pm.PRODUCTS, pm.PRODUCTS_TF32, pm.CHUNKED, pm.KEOPS, pm.ORIGINAL)
@@ -91,8 +92,11 @@ class Curve:
     def exponent(self, column: str = "median_ms") -> float | None:
         """Of the power law through the points of the last two decades, by least squares in logarithms."""
         line = self.line(column)
-        last = np.log([(x, max(y, 1e-6)) for x, y in line if x >= line[-1][0] / 100])
-        return float(np.polyfit(last[:, 0], last[:, 1], 1)[0]) if len(last) > 1 else None
+        last = [(x, y) for x, y in line if x >= line[-1][0] / 100]
+        if len(last) < 2 or (column == "memory_mb" and min(y for _, y in last) < LEAST_MB):
+            return None
+        x, y = np.log(last).T
+        return float(np.polyfit(x, y, 1)[0])
 
 
 def curves(name: str, table: Table, threads: int = 1) -> list[Curve]:

@@ -8,6 +8,7 @@ from functools import partial
 
 from benchmarks import accuracy, bars, plot, scaling, shapes
 from benchmarks import training_target as target
+from benchmarks.bars import on_gpu
 from benchmarks.checkout import ROOT
 from benchmarks.gpu import predict
 from benchmarks.registry import OPERATIONS
@@ -22,7 +23,12 @@ from pfgm_fast.bench.rows import OK, PART, SKIPPED, WRONG, RefusedError, Row, Ta
 NOTHING = "Nothing was measured yet."
 REFERENCES = (pm.ORIGINAL, pm.PRODUCTS)
 MARK = "\\*"
+FRONT = ("scaling-data", "solvers-time-error")  # figures of the README
 FEW = 2  # blocks of an operation whose rows stand on the page
+PAGES = (
+    "Much of the original formula's time goes to the system, which zeroes memory for each of its tensors; the training "
+    "targets below are compared with its arithmetic alone too."
+)
 EQUAL = 0.99  # less than one per cent is no difference
 LEFT_OUT = ("p10–p90", "repeats", "calls", "GFLOP/s")
 TARGETS = (target.BATCH, target.ORIGINAL, target.KEPT)
@@ -41,7 +47,8 @@ def summary(table: Table) -> str:
     note = (
         f"{MARK}: its result is outside the accuracy contract." if any(MARK in cell for cell in sum(lines, ())) else ""
     )
-    parts = (origin(table), markdown(*without_empty(header, lines)), note, _whole(table))
+    pages = "" if on_gpu(table) else PAGES
+    parts = (origin(table), markdown(*without_empty(header, lines)), f"{note} {pages}".strip(), _whole(table))
     return "\n\n".join(filter(None, parts))
 
 
@@ -52,8 +59,7 @@ def _summary_line(table: Table, shape: Shape, words: str) -> Line | None:
     if ours is None:
         return None
     two = table.get(*ours.key._replace(threads=2))
-    others = [row for row in _alternatives(block) if row.provider not in (pm.BARE,)]
-    fastest = min(others, key=lambda row: row.median_ms or 0, default=None)
+    fastest = min(_alternatives(block), key=lambda row: row.median_ms or 0, default=None)
     original = block.get(*ours.key._replace(provider=pm.ORIGINAL))
     return (
         words, shape.name, number(ours.median_ms), "" if two is None else number(two.median_ms),
@@ -69,10 +75,13 @@ def _whole(table: Table) -> str:
     for case in (target.PFGM, target.PFGMPP):
         ours, *others = (table.get("training_target", case, target.NOISE, name) for name in TARGETS)
         whole, kept = (_ratio(ours, row) for row in others)
+        part = any(row is not None and row.status == PART for row in others)
         if ours is not None and whole and kept:
             said.append(
                 f"A training target of {case}: {number(ours.median_ms)} ms. The original formula takes "
                 f"{number(whole)} times as long, in chunks that keep their memory {number(kept)} times."
+                + " The former is extrapolated from a part of the data, as all of them do not fit."
+                * part
             )
     found = []
     for peer in peers.NAMES:
@@ -135,12 +144,14 @@ def losses(table: Table) -> str:
         for row in _alternatives(block):
             ours = OPERATIONS[name].rival(block, row)
             times = _ratio(ours, row)
+            what = f"- {name}, {case}, {variant}, {_threads(threads)}: {row.label}"
+            if ours is None and name == poisson.NAME:
+                said.append(f"{what} has a smaller p99 error than any of ours.")
             if ours is None or times is None or times > EQUAL:
                 continue
             errors = [number(one.error_bounds) for one in (row, ours) if one.error_bounds is not None]
             error = f"; errors in bounds: {errors[0]}, ours {errors[1]}" if len(errors) == 2 else ""
-            what = f"{name}, {case}, {variant}, {_threads(threads)}"
-            said.append(f"- {what}: {row.label} is {number(1 / times)}× as fast{error}.")
+            said.append(f"{what} is {number(1 / times)}× as fast{error}.")
     return "\n".join(said) or "Nowhere among the rows measured."
 
 
@@ -163,7 +174,7 @@ def growth(table: Table) -> str:
             ))  # fmt: skip
     header = (
         "against", "provider", "sizes", "ms at the first", "at the last", "exponent of the time", "of the memory",
-        "× as fast with 2 threads at the last",
+        "CPU time of 1 thread over wall time of 2, at the last",
     )  # fmt: skip
     note = "Exponents of a power law through the last two decades of sizes, by least squares in logarithms."
     return f"{note}\n\n{markdown(*without_empty(header, lines))}" if lines else NOTHING
@@ -235,7 +246,7 @@ def _times(
     try:
         times = ratio(ours, other)
     except RefusedError as refused:
-        return "wrong" if "error bound" in str(refused) else "untested"
+        return refused.word
     return "" if times is None else report.bare_times(times)
 
 
@@ -260,12 +271,14 @@ def of_devices(part: Callable[[str, Table], str]) -> str:
     return "\n\n".join(part(stem, table) for stem, table in plot.tables().items() if table) or NOTHING
 
 
-def _summaries() -> str:
-    return of_devices(lambda stem, table: summary(table))
+def on_front(stem: str, table: Table) -> str:
+    """What the README has of a device: the summary and two figures."""
+    figures = [picture for picture in plot.pictures(table) if picture.name in FRONT]
+    return "\n\n".join([summary(table), *(f"![{p.words}](docs/figures/{stem}-{p.name}.png)" for p in figures)])
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("README.md", "benchmarks", _summaries),
+    ("README.md", "benchmarks", partial(of_devices, on_front)),
     ("docs/benchmarks.md", "benchmarks", partial(of_devices, full)),
     ("docs/benchmarks.md", "predicted", predict.text),
     ("docs/benchmark-rows.md", "rows", partial(of_devices, every_row)),

@@ -38,7 +38,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if options.resume:
         done = rows.read(options.out).where(commit=options.commit, threads=options.threads, tests=tests)
         clean = not options.commit.endswith("-dirty")  # of which there are many
-        chosen = [block for block in chosen if not (clean and _measured(block, done))]
+        chosen = [block for block in chosen if not (clean and _measured(block, done, device, options.provider))]
     deadline = time.monotonic() + options.seconds
     try:
         with tqdm(chosen, unit="block", file=sys.stderr) as bar:
@@ -77,9 +77,11 @@ def _holds(parts: list[str] | None, name: str) -> bool:
     return not parts or any(part in name for part in parts)
 
 
-def _measured(block: Block, done: Table) -> bool:
+def _measured(block: Block, done: Table, device: torch.device, parts: list[str] | None) -> bool:
+    """Whether all of its chosen providers were, and no time was lacking."""
     found = done.where(operation=block.operation.name, case=block.case, variant=block.variant)
-    return bool(found) and not found.where(remark=NO_TIME)
+    wanted = {p.label for p in block.operation.providers if device.type in p.devices and _holds(parts, p.name)}
+    return wanted <= {row.label for row in found if row.remark != NO_TIME}
 
 
 def _options(arguments: Iterable[str] | None) -> argparse.Namespace:

@@ -21,11 +21,13 @@ NOWHERE = "no-such-revision-anywhere"
 
 def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RevisionError, match=f"--check must name a revision, got '{NOWHERE}', which git does not know"):
-        check.built(NOWHERE)
+        check.commit_of(NOWHERE)
     assert run.main(["--check", NOWHERE, "--operation", "posterior_mean"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert f"--check must name a revision, got '{NOWHERE}'" in err
+    assert run.main(["--check", "HEAD", "--device", "meta"]) == 2
+    assert "--check measures on the CPU, got --device meta" in capsys.readouterr().err
 
 
 def test_times_are_compared_pair_by_pair() -> None:
@@ -38,13 +40,14 @@ def test_times_are_compared_pair_by_pair() -> None:
 class Fake:
     """A revision that answers at once, and writes down when it was asked."""
 
-    def __init__(self, name: str, labels: list[str], seconds: float, log: list[str]) -> None:
-        self.name, self.labels, self.seconds, self.log = name, labels, seconds, log
+    def __init__(self, name: str, labels: list[str], seconds: float, log: list[str], wrong: str = "") -> None:
+        self.name, self.seconds, self.log = name, seconds, log
+        self.right = {label: label != wrong for label in labels}
 
     def ask(self, **what: Any) -> Any:
         if "prepare" in what:
             assert what["prepare"] == {"operation": "posterior_mean", "case": "a case", "variant": "a variant"}
-            return self.labels
+            return self.right
         self.log.append(f"{self.name} {what['call']}")
         return self.seconds
 
@@ -56,7 +59,18 @@ def test_revisions_take_turns() -> None:
     assert [line[0] for line in lines] == [f"posterior_mean a case, a variant: {label}" for label in ("slow", "fast")]
     for line in lines:
         assert line[1:] == ("200", "100", "2", "2–2", "7")  # pairs of 0.3 s until each has had its second
-    assert log == ["before slow", "now slow"] * 7 + ["before fast", "now fast"] * 7
+    for label in ("slow", "fast"):
+        turns = [f"{who} {label}" for who in ("before", "now", "now", "before")]
+        assert [entry for entry in log if label in entry] == (turns * 4)[:14]
+
+
+def test_a_wrong_result_has_no_ratio() -> None:
+    block, log = Block(partial(find, "posterior_mean"), "a case", "a variant"), list[str]()
+    fakes = [Fake("before", ["one", "two"], 0.2, log), Fake("now", ["one", "two"], 0.1, log, wrong="one")]
+    one, two = check.compare(block, cast(list[Revision], fakes), seconds=1.0)
+    assert one == ("posterior_mean a case, a variant: one", "", "wrong", "", "", "")
+    assert two[1:4] == ("200", "100", "2")
+    assert not any("one" in entry for entry in log)
 
 
 @pytest.mark.parametrize(("seconds", "pairs"), [(100.0, check.LEAST), (1e-6, check.MOST)])
@@ -70,9 +84,13 @@ def test_repeats_are_neither_too_few_nor_too_many(seconds: float, pairs: int) ->
 def test_a_revision_beside_itself_is_as_fast(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check, "built", lambda base: ROOT)
+    monkeypatch.setattr(check, "commit_of", lambda base: "")
+    monkeypatch.setattr(check, "built", lambda base, commit: ROOT)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert run.main(["--check", "BASE", "--operation", accuracy.NAME, "--case", "uint8", "--quick"]) == 0
+    assert (
+        run.main(["--check", "BASE", "--operation", accuracy.NAME, "--case", "uint8", "--quick", "--tests", "skip"])
+        == 0
+    )
     text = capsys.readouterr().out
     assert text.startswith(f"BASE ({ROOT.name}) beside this tree\n\ncase ")
     lines = [line.split() for line in text.splitlines() if accuracy.NAME in line]
@@ -92,7 +110,7 @@ def test_only_ours_on_this_device_is_compared(native: str) -> None:
         assert not any("triton" in label for label in labels)
         assert 0 < revision.ask(call="pfgm_fast native") < 60
         curve = {"operation": "scaling_data", "case": "B=32 M=1000 N=16 D=128", "variant": "sigma 0.002 to 80"}
-        assert revision.ask(prepare=curve) == ["pfgm_fast native", "pfgm_fast, data in a mapped file"]
+        assert revision.ask(prepare=curve) == {"pfgm_fast native": True, "pfgm_fast, data in a mapped file": True}
 
 
 def test_a_process_that_ends_is_said_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,8 @@ def test_the_summary_tells_of_targets_and_solves() -> None:
     assert f"A training target of {target.PFGM}: 4 ms. The original formula takes 100 times as long" in text
     assert "in chunks that keep their memory 50 times." in text
     wrong = table.summary(Table([replace(step, status="wrong"), replace(step, provider=target.KEPT)]))
-    assert "training target" not in wrong
+    assert "A training target" not in wrong
+    assert "extrapolated from a part" in text
     assert "faster at no worse an error: 12× SciPy RK45." in text
 
 

@@ -39,8 +39,9 @@ def row(block: Block, setup: Setup, provider: str, milliseconds: float | None, r
     )  # fmt: skip
 
 
-def both(block: Block, setup: Setup, *rest: object) -> list[Row]:
-    return [row(block, setup, pm.NATIVE, 2.0), row(block, setup, pm.PRODUCTS, 14.0)]
+def rows_of(block: Block, setup: Setup, *rest: object) -> list[Row]:
+    providers = [provider.name for provider in block.operation.providers if "cpu" in provider.devices]
+    return [row(block, setup, name, 2.0 if name == pm.NATIVE else 14.0) for name in providers]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def measure(block: Block, setup: Setup, *rest: object) -> list[Row]:
         blocks.append(f"{block.variant}, {setup.threads}")
-        return both(block, setup, *rest)
+        return rows_of(block, setup, *rest)
 
     def played(command: list[str], environment: dict[str, str]) -> int:
         assert command[:3] == [sys.executable, "-m", "benchmarks.worker"]
@@ -88,7 +89,7 @@ def written(folder: Path, passes: bool) -> str:
 def test_nothing_is_measured_while_a_test_is_red(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gate, "tests_of", lambda operations: [written(tmp_path, passes=False)])
+    monkeypatch.setattr(gate, "tests_of", lambda operations, device: [written(tmp_path, passes=False)])
     out = tmp_path / "rows.csv"
     assert run.main([*CHOICE, "--out", str(out)]) == 1
     assert "the tests are red: nothing is measured" in capsys.readouterr().out
@@ -99,7 +100,7 @@ def test_nothing_is_measured_while_a_test_is_red(
 def test_speed_ups_are_reported_where_the_tests_passed(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gate, "tests_of", lambda operations: [written(tmp_path, passes=True)])
+    monkeypatch.setattr(gate, "tests_of", lambda operations, device: [written(tmp_path, passes=True)])
     out = tmp_path / "rows.csv"
     assert run.main([*CHOICE, "--out", str(out)]) == 0
     assert {one.tests for one in rows.read(out)} == {"passed"}
@@ -124,10 +125,13 @@ def test_no_speed_up_is_reported_without_tests(
 
 
 def test_the_tests_of_all_chosen_operations_are_run() -> None:
-    found = gate.tests_of(OPERATIONS.values())
+    found = gate.tests_of(OPERATIONS.values(), CPU)
     assert len(found) == len(set(found))
     assert {"tests/test_native.py", "tests/test_training.py", "tests/test_odeint.py"} <= set(found)
-    assert gate.tests_of([OPERATIONS["training_target"]]) == list(OPERATIONS["training_target"].tests)
+    own = list(OPERATIONS["training_target"].tests)
+    assert gate.tests_of([OPERATIONS["training_target"]], CPU) == own
+    assert gate.tests_of([OPERATIONS["training_target"]], CUDA) == [*own, *gate.ON_GPU]
+    assert all((ROOT / test).exists() for test in gate.ON_GPU)
 
 
 # ---- the parent
@@ -136,12 +140,11 @@ def test_the_tests_of_all_chosen_operations_are_run() -> None:
 def test_a_process_for_each_number_of_threads(commands: list[tuple[argparse.Namespace, dict[str, str]]]) -> None:
     out = "rows.csv"
     assert run.main(["--tests", "passed", "--quick", "--provider", "native", "--out", out]) == 0
-    first, second, interpreted = commands
-    assert [one.threads for one, _ in commands] == [1, 2, 1]
-    assert first[0].operation == second[0].operation
-    assert interpreted[0].operation == ["error_by_sigma"]
-    assert {*first[0].operation, "error_by_sigma"} == set(OPERATIONS)
-    assert [environment for _, environment in commands] == [{}, {}, {"TRITON_INTERPRET": "1"}]
+    assert [one.threads for one, _ in commands] == [1, 2, 1, 2, 1]
+    alone = ["training_target"]  # which leaves other settings of memory behind
+    together = [name for name in OPERATIONS if name not in (*alone, "error_by_sigma")]
+    assert [one.operation for one, _ in commands] == [together, together, alone, alone, ["error_by_sigma"]]
+    assert [environment for _, environment in commands] == [{}, {}, {}, {}, {"TRITON_INTERPRET": "1"}]
     for one, _ in commands:
         assert (one.tests, one.quick, one.resume, one.provider, one.case) == ("passed", True, False, ["native"], None)
         assert one.seconds == float("inf")
@@ -233,12 +236,12 @@ def test_finished_rows_survive_an_interruption(
     def interrupted(block: Block, setup: Setup, *rest: object) -> list[Row]:
         if block.variant == ALL_80:
             raise KeyboardInterrupt
-        return both(block, setup, *rest)
+        return rows_of(block, setup, *rest)
 
     monkeypatch.setattr(worker, "measure", interrupted)
     out = tmp_path / "rows.csv"
     assert run.main([*CHOICE, "--tests", "passed", "--out", str(out)]) == 130
-    assert [(one.variant, one.threads) for one in rows.read(out)] == [(SPREAD, 1), (SPREAD, 1)]
+    assert {(one.variant, one.threads) for one in rows.read(out)} == {(SPREAD, 1)}
     assert f"finished rows are in {out}" in capsys.readouterr().out
 
 
@@ -250,9 +253,16 @@ def test_a_resumed_run_leaves_out_what_it_has(
     assert measured == [f"{SPREAD}, 1", f"{ALL_80}, 1"]
     assert run.main(again) == 0
     assert measured[2:] == [f"{SPREAD}, 2", f"{ALL_80}, 2"]
+    few = [*CHOICE, "--tests", "passed", "--provider", "native", "--threads", "1", "--resume", "--out"]
+    assert run.main([*few, str(tmp_path / "few.csv")]) == 0
+    rows.update(tmp_path / "native.csv", [one for one in rows.read(tmp_path / "few.csv") if "native" in one.provider])
+    assert run.main([*few, str(tmp_path / "native.csv")]) == 0  # it has all that is asked for
+    assert run.main([*again, "--threads", "1", "--out", str(tmp_path / "native.csv")]) == 0  # but not all there is
+    assert measured[4:] == [f"{SPREAD}, 1", f"{ALL_80}, 1"] * 2
+    measured.clear()
     monkeypatch.setattr(run, "commit", lambda: "def")
     assert run.main(again) == 0
-    assert measured[4:] == [f"{SPREAD}, 1", f"{ALL_80}, 1", f"{SPREAD}, 2", f"{ALL_80}, 2"]
+    assert measured == [f"{SPREAD}, 1", f"{ALL_80}, 1", f"{SPREAD}, 2", f"{ALL_80}, 2"]
 
 
 def test_a_resumed_run_measures_what_had_no_time(
@@ -272,7 +282,7 @@ def test_a_block_gets_a_share_of_the_time(measured: list[str], tmp_path: Path, m
 
     def measure(block: Block, setup: Setup, chosen: object, until: float) -> list[Row]:
         left.append(until - time.monotonic())
-        return both(block, setup)
+        return rows_of(block, setup)
 
     monkeypatch.setattr(worker, "measure", measure)
     options = ["--operation", "posterior_mean", "--tests", "passed", "--out", str(tmp_path / "rows.csv")]
@@ -288,7 +298,7 @@ def test_chosen_providers_and_efforts_reach_the_measurement(
         assert [chosen(name) for name in (pm.NATIVE, pm.PRODUCTS)] == [True, False]
         assert (setup.device, setup.effort, setup.memory) == (CPU, worker.QUICK, False)
         assert until == float("inf")
-        return both(block, setup)
+        return rows_of(block, setup)
 
     monkeypatch.setattr(worker, "measure", measure)
     options = ["--tests", "skip", "--quick", "--provider", "native", "avx2", "--out", str(tmp_path / "rows.csv")]

@@ -128,6 +128,7 @@ class Operation(Generic[Inputs]):
         tests: what pytest is to run before a speed-up of it is reported.
         rival: among the rows of a block, the one of ours that a row is compared with, or None.
         error_unit: of the quantiles of its errors.
+        alone: it gets a process of its own, since it changes how that behaves.
         interpreted: on a CPU it runs with Triton's interpreter, whose times mean nothing.
     """
 
@@ -144,6 +145,7 @@ class Operation(Generic[Inputs]):
     rival: Rival = lambda block, row: None
     error_unit: str = ""
     effort: Effort = EFFORT
+    alone: bool = False
     interpreted: bool = False
 
     def provider(self, name: str, setting: str = "") -> Provider[Inputs]:

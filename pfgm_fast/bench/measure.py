@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,16 @@ def measure(
     providers = [p for p in operation.providers if setup.device.type in p.devices and chosen(p.name)]
     if time.monotonic() > until:
         return [_skipped(block, provider, setup, NO_TIME) for provider in providers]
+    try:
+        return _measure(block, setup, providers, until)
+    except torch.cuda.OutOfMemoryError as failure:
+        why = f"out of memory: {str(failure).splitlines()[0]}"
+    _release(setup.device)
+    return [_skipped(block, provider, setup, why) for provider in providers]
+
+
+def _measure(block: Block, setup: Setup, providers: list[Provider[Any]], until: float) -> list[Row]:
+    operation = block.operation
     inputs = operation.cases[block.case].make(block.variant, setup.device)
     rows: dict[str, Row] = {}
     measured: dict[str, Measured] = {}
@@ -136,11 +147,35 @@ def _first(
     except Exception as failure:  # noqa: BLE001 (whatever a peer, or a kernel of ours on its first GPU, raises)
         _release(setup.device)
         return f"failed: {type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"
-    answer = result if isinstance(result, Answer) else Answer(result)
-    share = provider.share(inputs)
-    checked = truth is not None and provider.complete and share == 1
-    error = block.operation.error(inputs, answer.values, truth) if checked and truth is not None else None
+    answer, share = as_answer(result), provider.share(inputs)
+    error = error_of(block.operation, provider, inputs, result, truth)
     return Measured(call, answer._replace(values=answer.values[:0]), error, None if peak is None else peak / share)
+
+
+def as_answer(result: torch.Tensor | Answer) -> Answer:
+    return result if isinstance(result, Answer) else Answer(result)
+
+
+def error_of(
+    operation: Operation[Any],
+    provider: Provider[Any],
+    inputs: Any,
+    result: torch.Tensor | Answer,
+    truth: torch.Tensor | None,
+) -> Error | None:
+    """None where it was not all of the work, or there is nothing to compare."""
+    if truth is None or not provider.complete or provider.share(inputs) < 1:
+        return None
+    return operation.error(inputs, as_answer(result).values, truth)
+
+
+def status_of(provider: Provider[Any], error: Error | None, share: float = 1.0) -> str:
+    """Wrong is what breaks the accuracy contract, and of what is not held to it what is no number."""
+    if not provider.complete or share < 1:
+        return PART
+    bounds = None if error is None else error.bounds
+    most = 1.0 if provider.contract else sys.float_info.max
+    return WRONG if bounds is not None and not bounds <= most else OK
 
 
 def _again_on_gpu(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -198,16 +233,10 @@ def row(
     low, median, high = (float(q) / share for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
     error, answer = measured.error, measured.answer
     bounds = None if error is None else error.bounds
-    if not provider.complete or share < 1:
-        status = PART
-    elif provider.contract and bounds is not None and not bounds <= 1:
-        status = WRONG
-    else:
-        status = OK
     name, least = ("", math.nan) if work is None else ceiling.bound(work)
     return Row(
         **_key(block, provider, setup),
-        status=status,
+        status=status_of(provider, error, share),
         median_ms=1e3 * median,
         p10_ms=1e3 * low,
         p90_ms=1e3 * high,

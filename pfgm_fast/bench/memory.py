@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import multiprocessing
 import re
 import signal
@@ -33,6 +34,15 @@ class CrashedError(RuntimeError):
 def unavailable() -> str | None:
     """Why memory cannot be measured on this system, or None."""
     return None if STATUS.exists() else "peak memory is read from /proc, which this system lacks"
+
+
+def available() -> float:
+    """Bytes that this system could still give, inf where it does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return 1024.0 * int(found[1]) if found else math.inf
 
 
 def peak(make: Callable[[], Task]) -> float:

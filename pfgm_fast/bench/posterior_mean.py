@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast import operator
-from pfgm_fast.bench import attention, expressions, packages, queries
+from pfgm_fast.bench import attention, expressions, memory, packages, queries
 from pfgm_fast.bench.core import Case, Operation, Provider, first_of
 from pfgm_fast.bench.expressions import Centred
 from pfgm_fast.bench.queries import ALL_80, SPREAD, Query, Shape
@@ -166,7 +166,12 @@ def _products(query: Query, expression: Expression = expressions.two_products) -
 
 def _products_unprepared(query: Query) -> Call:
     data = query.values
-    return _in_rows(lambda x, s: expressions.two_products(x, s, Centred.of(data), query.D), query)
+
+    def call() -> Tensor:
+        centred = Centred.of(data)
+        return _in_rows(lambda x, sigma: expressions.two_products(x, sigma, centred, query.D), query)()
+
+    return call
 
 
 def _compiled(query: Query) -> Call:
@@ -251,16 +256,17 @@ def _too_long(query: Query, seconds: float) -> str | None:
 
 
 def _too_large(query: Query) -> str | None:
-    """Of the data in float32, which are made once for all peers, beside two tensors of logits."""
-    made = 0 if "centred" in query.__dict__ else 4 * query.data.numel()
+    """Of the data in float32, plain and centred, which are made once for all peers, beside two tensors of logits."""
+    kept = {"centred"} if query.data.dtype == torch.float32 else {"centred", "values"}
+    made = 4 * query.data.numel() * len(kept - query.__dict__.keys())
     return _lacking(query, made + 2 * 4 * len(query.data) * _rows(query))
 
 
 def _lacking(query: Query, needed: float) -> str | None:
-    if not query.x.is_cuda:
-        return None
-    free, _ = torch.cuda.mem_get_info(query.x.device)
-    free += torch.cuda.memory_reserved(query.x.device) - torch.cuda.memory_allocated(query.x.device)
+    free = memory.available()
+    if query.x.is_cuda:
+        free, _ = torch.cuda.mem_get_info(query.x.device)
+        free += torch.cuda.memory_reserved(query.x.device) - torch.cuda.memory_allocated(query.x.device)
     return f"it needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free" if needed > free else None
 
 

@@ -39,8 +39,8 @@ def compared(ours: Row | None, row: Row) -> str:
         return ""
     try:
         times = speed_up(ours, row)
-    except RefusedError:
-        return "wrong" if ours.status == WRONG else "untested"
+    except RefusedError as refused:
+        return refused.word
     return "" if times is None else faster(times)
 
 

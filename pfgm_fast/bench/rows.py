@@ -27,7 +27,14 @@ class Key(NamedTuple):
 
 
 class RefusedError(ValueError):
-    """A speed-up of a provider whose result is outside the accuracy contract, or whose tests did not pass."""
+    """A speed-up of a provider whose result is outside the accuracy contract, or whose tests did not pass.
+
+    `word` says it in a cell.
+    """
+
+    def __init__(self, word: str, why: str) -> None:
+        super().__init__(why)
+        self.word = word
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,9 @@ def memory_saved(ours: Row | None, baseline: Row | None) -> float | None:
 
 def _right(row: Row) -> None:
     if row.status == WRONG:
-        raise RefusedError(f"{row.label} on {row.case} is {row.error_bounds} times its error bound")
+        raise RefusedError("wrong", f"{row.label} on {row.case} is {row.error_bounds} times its error bound")
     if row.tests != PASSED and not (row.tests == OWN_CHECK and row.error_bounds is not None):
-        raise RefusedError(f"{row.label} on {row.case} was measured without its tests")
+        raise RefusedError("untested", f"{row.label} on {row.case} was measured without its tests")
 
 
 _READ: dict[str, Callable[[str], Any]] = {

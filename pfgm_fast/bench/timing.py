@@ -42,7 +42,11 @@ def by_clock(now: Clock) -> Stopwatch:
 
 
 def by_events(call: Callable[[], object]) -> float:
-    """Seconds between two events on the current CUDA stream, before and after what the call puts there."""
+    """Seconds between two events on the current CUDA stream, before and after what the call puts there.
+
+    The stream is empty before: of a call that is shorter than its launches, these show.
+    """
+    torch.cuda.synchronize()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()
