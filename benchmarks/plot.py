@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks import accuracy, scaling
 from benchmarks.checkout import RESULTS, ROOT
@@ -27,6 +28,7 @@ Lines = Mapping[str, list[tuple[float, float]]]
 # Ours are thick and red. Dark to light, each with a dash and a marker of its own: they are told apart without colour.
 OURS = ("#b3123f", "#d9587a", "#8c0d31", "#e0708a", "#c93a5f")
 OTHERS = ("#14304f", "#3f6f9f", "#6a6f76", "#8a9a5b", "#a08040", "#a9a9a9")
+COLOURS = 64  # of a PNG: the lines and their edges
 MARKERS = "os^Dvx*P<"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (2, 3)))
 
@@ -122,7 +124,7 @@ def draw(picture: Picture, folder: Path, stem: str) -> list[Path]:
     names = list(dict.fromkeys(name for panel in picture.panels for name in panel.lines))
     styles = dict(zip(names, _styles(names), strict=True))
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6 * len(picture.panels) + 2.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(picture.panels) + 2.6, 4.4), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         handles: dict[str, Any] = {}
         for axes, panel in zip(figure.subplots(1, len(picture.panels), squeeze=False)[0], picture.panels, strict=True):
@@ -130,7 +132,8 @@ def draw(picture: Picture, folder: Path, stem: str) -> list[Path]:
         figure.legend(handles.values(), handles, frameon=False, fontsize=9, loc="outside right center")
         png, svg = (folder / f"{stem}-{picture.name}{kind}" for kind in (".png", ".svg"))
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png, dpi=130)
+        figure.savefig(png)
+        Image.open(png).convert("RGB").quantize(COLOURS).save(png, optimize=True)
         figure.savefig(svg, metadata={"Description": picture.digest, "Date": None})
     return [png, svg]
 

@@ -162,14 +162,25 @@ def pullback(
 def top_weights(
     x: Tensor, scale: Tensor, data: list[Tensor], log_weights: Tensor | None, power: float, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64."""
-    points = data[0]
+    """The k largest normalised weights of each row, largest first, and their indices: (B, k) and (B, k) int64.
+
+    The weights come from differences: those of equal data are equal, where a matrix product may round one otherwise.
+    """
+    points, wide, unit = data[0], scale.dtype, pixel_unit(data[0])
     weights, indices = [x.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int64, device=x.device)]
     for rows in row_chunks(len(x), len(points)):
-        relative = logits(x[rows], scale[rows], data, log_weights, None, power).relative
-        top = torch.softmax(relative, 1).topk(k, 1)
-        weights.append(top.values)
-        indices.append(top.indices)
+        relative, offset = logits(x[rows], scale[rows], data, log_weights, None, power)
+        top = relative.topk(k, 1).indices
+        row = torch.arange(len(top), device=x.device).repeat_interleave(k)
+        rho = _distances(x[rows].to(wide) * unit, points, (row, top.flatten())).reshape(top.shape)
+        share = rho / (scale[rows, None] * unit**2)
+        log = -share if math.isinf(power) else -power * torch.log1p(share)
+        if log_weights is not None:
+            log += log_weights[top]
+        total = torch.logsumexp(relative.to(wide), 1) + offset
+        found, order = torch.exp(log - total[:, None]).sort(dim=1, descending=True, stable=True)
+        weights.append(found.to(x.dtype))
+        indices.append(top.gather(1, order))
     return torch.cat(weights), torch.cat(indices)
 
 
