@@ -90,7 +90,7 @@ def by_products(inputs: Prior) -> Denoiser:
 
 def by_original(inputs: Prior) -> Denoiser:
     query = inputs.query
-    return lambda x, sigma: original(x, sigma, query.values, query.D)
+    return lambda x, sigma: original(x, sigma, query.values, query.D, pm.ROOM[query.x.device.type])
 
 
 def _too_long(inputs: Prior) -> str | None:

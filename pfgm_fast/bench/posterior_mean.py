@@ -45,7 +45,7 @@ Call = Callable[[], Tensor]
 Expression = Callable[[Tensor, Tensor, Centred, float], Tensor]
 
 # Of a peer's tensors, which are made in chunks of rows beyond it: bytes. And how long one call of it may take: seconds.
-ROOM = {"cpu": 3e9, "cuda": 1.6e10}
+ROOM = {"cpu": expressions.ORIGINAL_BYTES, "cuda": 1.6e10}
 PATIENCE = {"cpu": 60.0, "cuda": 3.0}
 SINKHORN_N = 150
 NUMBERS_PER_SECOND = {"cpu": 8e7, "cuda": 1e11}  # of the original formula, roughly
