@@ -59,10 +59,6 @@ def on_gpu(table: Table) -> bool:
     return any("cuda " in versions for versions in table.values("versions"))
 
 
-def _key(operation: str, case: str, variant: str, provider: str) -> Key:
-    return Key(operation, case, variant, provider)
-
-
 def _ratio(
     ratio: Callable[[Row | None, Row | None], float | None], ours: Key, baseline: Key
 ) -> Callable[[Table], float | None]:
@@ -86,13 +82,13 @@ def _column(key: Key, column: str) -> Callable[[Table], float | None]:
 def _faster(
     operation: str, case: str, variant: str, ours: str, baseline: str, times: float, device: str = "cpu"
 ) -> Bar:
-    keys = (_key(operation, case, variant, name) for name in (ours, baseline))
+    keys = (Key(operation, case, variant, name) for name in (ours, baseline))
     what = f"{case}, {variant}: times faster than {baseline}"
     return Bar(operation, what, device, times, True, _ratio(speed_up, *keys))
 
 
 def _leaner(operation: str, case: str, variant: str, ours: str, baseline: str, times: float) -> Bar:
-    keys = (_key(operation, case, variant, name) for name in (ours, baseline))
+    keys = (Key(operation, case, variant, name) for name in (ours, baseline))
     what = f"{case}: times less memory than {baseline}"
     return Bar(operation, what, "cpu", times, True, _ratio(memory_saved, *keys))
 
@@ -130,15 +126,12 @@ def _matched(peer: str, table: Table) -> float | None:
     return None if row is None else speed_up(poisson.match(block, row), row)
 
 
-def _stiff(table: Table) -> tuple[Row | None, Row | None]:
-    peer = table.get(linear.NAME, linear.CASE, linear.SETTING, peers.DIFFRAX)
-    block = table.where(operation=linear.NAME, threads=1)
-    first = next((row for row in block if row.provider not in (linear.OURS, linear.OURS_SMALL)), None)
-    return None if first is None else linear.rival(block, first), peer
+def _stiff(table: Table) -> Row | None:
+    return linear.best(table.where(operation=linear.NAME, threads=1))
 
 
 def _units(table: Table) -> float | None:
-    ours = _right(_stiff(table)[0])
+    ours = _right(_stiff(table))
     return None if ours is None else ours.error_max
 
 
@@ -152,7 +145,8 @@ def _solves() -> Iterator[Bar]:
         what = f"times faster than {peer} at {poisson.BAR:g}, p99 error no worse"
         yield Bar(poisson.NAME, what, "cpu", 10, True, partial(_matched, peer))
     what = f"times faster than {peers.DIFFRAX}"
-    yield Bar(linear.NAME, what, "cpu", 1, True, lambda table: speed_up(*_stiff(table)))
+    diffrax = Key(linear.NAME, linear.CASE, linear.SETTING, peers.DIFFRAX)
+    yield Bar(linear.NAME, what, "cpu", 1, True, lambda table: speed_up(_stiff(table), table.get(*diffrax)))
     yield Bar(linear.NAME, "worst error in units of the tolerance", "cpu", 10, False, _units)
     for provider in overhead.OURS:
         yield Bar(overhead.NAME, f"ms an evaluation, {provider}", "cpu", 1, False, partial(_host_time, provider))

@@ -10,6 +10,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
+def results() -> Path:
+    """Where results go: $OUT, else the folder that is committed."""
+    return Path(os.environ.get("OUT") or RESULTS)
+
+
 def commit() -> str:
     """The commit of the working tree, with -dirty where sources differ from it; outside of git, PFGM_COMMIT.
 

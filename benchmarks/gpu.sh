@@ -36,7 +36,7 @@ fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export OUT=$out PYTHONUNBUFFERED=1
-PFGM_COMMIT=${PFGM_COMMIT:-$(git describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)}
+PFGM_COMMIT=${PFGM_COMMIT:-$("$python" -c 'from benchmarks.checkout import commit; print(commit())')}
 export PFGM_COMMIT
 
 declare -A status=()

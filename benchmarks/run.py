@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import bars, check, gate
-from benchmarks.checkout import RESULTS, ROOT, commit
+from benchmarks.checkout import ROOT, commit, results
 from benchmarks.registry import OPERATIONS
 from pfgm_fast.bench import machine, report, rows
 from pfgm_fast.bench.cells import aligned
@@ -59,8 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.tests = "passed"
     if options.check:
         return check.main(options.check, [operation.name for operation in chosen], options.case, options.quick)
-    folder = Path(os.environ.get("OUT") or RESULTS)
-    out = options.out or folder / machine.file_name(machine.origin(device).device)
+    out = options.out or results() / machine.file_name(machine.origin(device).device)
     measured, code = commit(), 0
     processes, deadline = _processes(chosen, device, options.threads), time.monotonic() + options.seconds
     for place, (threads, group) in enumerate(processes):

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not install
 from benchmarks import bars
 from benchmarks.solvers import linear, nfe, overhead, peers, poisson, sampling
 from benchmarks.solvers.poisson import Plane
-from benchmarks.solvers.solve import setting
+from benchmarks.solvers.solve import plane_work, setting
 from pfgm_fast.bench.core import Answer, Operation, Provider
 from pfgm_fast.bench.queries import Shape
 from pfgm_fast.bench.rows import Row, Table
@@ -91,7 +91,9 @@ def test_the_poisson_problem_is_what_the_page_says() -> None:
     settings = {(p.name, p.setting) for p in poisson.OPERATION.providers}
     assert {(name, setting(t)) for name in peers.NAMES for t in poisson.TOLERANCES} <= settings
     assert [setting(t) for t in (1e-3, 2.2e-4, 1e-6)] == ["1e-03", "2.2e-04", "1e-06"]
-    assert poisson.work(inputs, Answer(inputs.x, 10.0, 20)).pairs == 10 * 1024 * 2000
+    found = Answer(inputs.x, 10.0, 20)
+    assert plane_work(inputs, found).pairs == 10 * 1024 * 2000
+    assert poisson.OPERATION.work(inputs, found) == plane_work(inputs, found)
 
 
 def test_a_peer_is_met_at_an_error_no_worse_than_its_own() -> None:

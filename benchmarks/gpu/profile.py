@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 import pfgm_fast as pf
-from benchmarks.gpu.questions import ROOT
+from benchmarks.checkout import ROOT, results
 from pfgm_fast.bench import queries
 from pfgm_fast.bench.cells import aligned, number
 from pfgm_fast.bench.queries import Shape
@@ -143,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not Path(ncu).exists():
         print("skipped: ncu (Nsight Compute) is not here")
         return SKIPPED
-    return report(ncu, options.seconds, Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    return report(ncu, options.seconds, results())
 
 
 def report(ncu: str, seconds: float, folder: Path, command: Command = command_of) -> int:

@@ -22,10 +22,10 @@ from typing import IO, NamedTuple
 
 import torch
 
+from benchmarks.checkout import ROOT, results
 from pfgm_fast.bench import machine
 from pfgm_fast.bench.cells import aligned, number
 
-ROOT = Path(__file__).parent.parent.parent
 MARK = "answer: "  # of the lines that an experiment prints
 
 
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("there is no GPU here that PyTorch can use", file=sys.stderr)
         return 3
     origin = machine.origin(torch.device("cuda"), os.environ.get("PFGM_COMMIT", ""))
-    folder = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+    folder = results()
     path = folder / f"questions-{machine.file_name(origin.device)}"
     answers: list[Answer] = []
     for some in ask_all(options.only, options.seconds):

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.checkout import ROOT
 from benchmarks.gpu import questions_networks as networks
-from benchmarks.gpu.questions import MARK, QUESTIONS, ROOT, Answer
+from benchmarks.gpu.questions import MARK, QUESTIONS, Answer
 from benchmarks.gpu.questions_networks import Equation
 from pfgm_fast.bench.timing import by_events
 from pfgm_fast.ode import capture, cuda

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-ROOT = Path(__file__).parent.parent.parent
+from benchmarks.checkout import ROOT
+
 SOURCES = Path(__file__).parent
 FOLDER = ROOT / "build" / "instructions"
 NOT_EMULATED = "avx512"  # by Valgrind's processor

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import pfgm_fast as pf
-from benchmarks.solvers.solve import TESTS, answer, distances, setting
-from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider, Work
+from benchmarks.solvers.solve import TESTS, answer, distances, plane_work, setting
+from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider
 from pfgm_fast.schedule import rho_levels
 
 NAME = "error_by_evaluations"
@@ -68,11 +68,6 @@ def adaptive(tolerance: float, inputs: Spiral) -> Answer:
     )  # fmt: skip
 
 
-def work(inputs: Spiral, answer: Answer) -> Work:
-    pairs = answer.evaluations * len(inputs.x) * len(inputs.data)
-    return Work(pairs, 8 * pairs, inputs.data.nbytes + 2 * inputs.x.nbytes)
-
-
 def _provider(solver: str, setting: str, solve: Callable[[Spiral], Answer]) -> Provider[Spiral]:
     return Provider(solver, lambda inputs: partial(solve, inputs), setting, ours=True)
 
@@ -87,7 +82,7 @@ OPERATION = Operation(
     ),
     truth=lambda inputs: adaptive(1e-10, inputs).values,
     error=distances,
-    work=work,
+    work=plane_work,
     small=lambda inputs: Spiral(inputs.data[:64], inputs.x[:4]),
     tests=(*TESTS, "tests/test_solver_orders.py"),
     error_unit="|x - x*|",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from benchmarks.solvers import peers
-from benchmarks.solvers.solve import TESTS, Array, Solve, answer, distances, setting
-from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider, Work
+from benchmarks.solvers.solve import TESTS, Array, Solve, answer, distances, plane_work, setting
+from pfgm_fast.bench.core import Answer, Case, Effort, Operation, Provider
 from pfgm_fast.bench.rows import Row, Table
 
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -142,11 +142,6 @@ def make(M: int, B: int, variant: str, device: torch.device) -> Plane:
     return Plane(points(M).to(device), starts(B).to(device))
 
 
-def work(inputs: Plane, answer: Answer) -> Work:
-    pairs = answer.evaluations * len(inputs.x) * len(inputs.data)
-    return Work(pairs, 8 * pairs, inputs.data.nbytes + 2 * inputs.x.nbytes)
-
-
 def match(block: Table, row: Row) -> Row | None:
     """The fastest row of ours whose p99 error is no worse than that of a peer's."""
     if row.provider == OURS:
@@ -173,7 +168,7 @@ OPERATION = Operation(
     ),
     truth=reference,
     error=distances,
-    work=work,
+    work=plane_work,
     small=lambda inputs: Plane(inputs.data[:64], inputs.x[:4]),
     tests=TESTS,
     rival=match,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import pfgm_fast as pf
-from pfgm_fast.bench.core import Answer, Error
+from pfgm_fast.bench.core import Answer, Error, Work
 from pfgm_fast.bench.queries import of_rows
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +41,22 @@ def answer(solution: pf.Solution, calls: int | None = None) -> Answer:
 
 def setting(tolerance: float) -> str:
     return f"{tolerance:.1e}".replace(".0e", "e")
+
+
+class Planar(Protocol):
+    """States x (B, 2) in the field of data (M, 2)."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def data(self) -> Tensor: ...
+
+
+def plane_work(inputs: Planar, answer: Answer) -> Work:
+    """Of a solve whose field has the data at hand: they are read once, states read and written."""
+    pairs = answer.evaluations * len(inputs.x) * len(inputs.data)
+    return Work(pairs, 8 * pairs, inputs.data.nbytes + 2 * inputs.x.nbytes)
 
 
 def distances(inputs: object, states: Tensor, truth: Tensor) -> Error:

@@ -119,12 +119,11 @@ def _backend(name: str, query: Query) -> str | None:
 
 def _no_avx2(query: Query) -> str | None:
     why = _backend("native", query)
-    if why is None:
-        extension = importlib.import_module("pfgm_fast._C")
-        before = extension.instruction_set()
-        why = None if extension.select_instruction_set("avx2") else "this machine or build has no AVX2"
-        extension.select_instruction_set(before)
-    return why
+    if why is not None:
+        return why
+    with _instruction_set("avx2"):
+        taken = importlib.import_module("pfgm_fast._C").instruction_set()
+    return None if taken == "avx2" else "this machine or build has no AVX2"
 
 
 @contextmanager
